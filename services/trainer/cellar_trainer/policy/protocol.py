@@ -1,0 +1,18 @@
+"""The joint between rollouts and whatever samples tokens: nobody above it knows where generation runs."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from cellar_trainer.types import Completion, Sampling
+
+
+class PolicyUnavailable(Exception):
+    """The policy gave no completion: a fault of the service, never of the model. The trajectory is dropped, not scored."""
+
+
+class Policy(Protocol):
+    async def generate(self, token_ids: Sequence[int], sampling: Sampling) -> Completion:
+        """Continue `token_ids` until a stop token or `max_tokens`. Raises `PolicyUnavailable`."""
+        ...
+
+    async def close(self) -> None: ...
