@@ -1,7 +1,8 @@
 """The wire contract, v1: what goes over HTTP between the executor and everybody else.
 
-The executor returns these very classes and the client parses them, so the two cannot drift apart. Requests refuse what they do not
-know and what has the wrong type; replies ignore unknown fields, so that an older client can talk to a newer server.
+The executor returns these very classes and the client parses them, so the two cannot drift apart. Requests refuse what
+they do not know and what has the wrong type; replies ignore unknown fields, so that an older client can talk to a newer
+server.
 """
 
 from datetime import datetime
@@ -10,9 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 SessionStatus = Literal["ready", "running", "lost", "closed"]
-CellStatus = Literal[
-    "pending", "running", "ok", "error", "timeout", "oom", "killed", "skipped", "lost", "withdrawn"
-]
+CellStatus = Literal["pending", "running", "ok", "error", "timeout", "oom", "killed", "skipped", "lost", "withdrawn"]
 RunStatus = Literal["ok", "error", "timeout", "oom", "killed", "lost"]
 Recovery = Literal["fail", "replay"]
 OnError = Literal["stop", "continue"]
@@ -64,7 +63,7 @@ class Reply(BaseModel):
 
 
 class Limits(Reply):
-    """The limits in force for a session. All of them hold for the whole session, except `cell_timeout_s`, which is for one cell."""
+    """The limits in force for a session: `cell_timeout_s` and `output_bytes` for each cell, the others for all."""
 
     cell_timeout_s: float
     memory_mb: int
@@ -75,7 +74,7 @@ class Limits(Reply):
 
 
 class LimitsRequest(Request):
-    """Limits asked for; what is left out is the server's. A request may only lower the server's limits (else `limit_too_high`)."""
+    """Limits asked for; what is left out is the server's. A request may only lower them (else `limit_too_high`)."""
 
     cell_timeout_s: Seconds | None = None
     memory_mb: Annotated[int, Field(ge=32)] | None = None

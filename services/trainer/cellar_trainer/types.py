@@ -1,4 +1,4 @@
-"""The nouns of the trainer. One value flows: Task -> Trajectory -> Group -> Batch. This module imports nothing of ours."""
+"""The nouns of the trainer: one value flows, Task -> Trajectory -> Group -> Batch. Imports nothing of ours."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,10 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive tokens of one origin. The three per-token lists are empty unless `kind` is SAMPLED, and then as long as `token_ids`."""
+    """Consecutive tokens of one origin.
+
+    The three other per-token values are as long as `token_ids` when `kind` is SAMPLED, and empty otherwise.
+    """
 
     kind: SegmentKind
     token_ids: tuple[int, ...]
@@ -51,7 +54,7 @@ class Segment:
         expected = len(self.token_ids) if self.kind is SegmentKind.SAMPLED else 0
         for name in ("logprobs", "trigger_logprobs", "policy_versions"):
             if len(getattr(self, name)) != expected:
-                raise ValueError(f"{self.kind} segment of {len(self.token_ids)} tokens has {len(getattr(self, name))} {name}")
+                raise ValueError(f"{self.kind}: {len(self.token_ids)} tokens, {len(getattr(self, name))} {name}")
 
 
 @dataclass(slots=True)

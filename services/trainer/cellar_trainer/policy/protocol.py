@@ -7,7 +7,7 @@ from cellar_trainer.types import Completion, Sampling
 
 
 class PolicyUnavailable(Exception):
-    """The policy gave no completion: a fault of the service, never of the model. The trajectory is dropped, not scored."""
+    """The policy gave no completion: a fault of the service, not of the model. Drop the trajectory."""
 
 
 class Policy(Protocol):

