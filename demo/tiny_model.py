@@ -43,7 +43,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen3ForCaus
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.08,
     )
-    model = Qwen3ForCausalLM(config).to(torch.float32)
+    model: Qwen3ForCausalLM = Qwen3ForCausalLM(config).float()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model
 
@@ -79,9 +79,7 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def _encode(
-    problem: Problem, tokenizer: PreTrainedTokenizerFast, rng: random.Random
-) -> tuple[list[int], list[int]]:
+def _encode(problem: Problem, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[list[int], list[int]]:
     """Token ids of one trace that ends in EOS, and its labels: `IGNORED` where nothing is to be imitated."""
     ids: list[int] = []
     labels: list[int] = []

@@ -34,7 +34,9 @@ CellarError
 A cell that fails is none of these: it is a result.
 """
 
-from cellar_client.schemas import ErrorCode, Problem
+from collections.abc import Mapping
+
+from cellar_client.schemas import Problem
 
 
 class CellarError(Exception):
@@ -166,7 +168,7 @@ class ShuttingDown(ServerUnavailable):
     pass
 
 
-BY_CODE: dict[ErrorCode, type[ServerError]] = {
+BY_CODE: Mapping[str, type[ServerError]] = {
     "invalid_json": BadRequest,
     "unauthorized": Unauthorized,
     "not_found": NotFound,

@@ -216,6 +216,12 @@ class Run(Reply):
     """The session's state was rebuilt by replay before this run."""
 
 
+class RunAccepted(Reply):
+    """`GET .../runs/{run_id}` while the run goes on."""
+
+    run_id: str
+
+
 class ExecuteRequest(Request):
     """`POST /v1/execute`: one cell in a fresh session that is then gone."""
 
@@ -274,7 +280,8 @@ class Problem(Reply):
     type: str = "about:blank"
     title: str
     status: int
-    code: ErrorCode
+    code: ErrorCode | str
+    """An `ErrorCode`, or one that only a newer server knows."""
     detail: str = ""
     errors: list[FieldProblem] = []
     retry_after_s: float | None = None

@@ -5,6 +5,9 @@ from typing import Protocol
 
 from cellar_trainer.types import Completion, Sampling
 
+LOGPROB_FLOOR = -100.0
+"""The log-probability of what is as good as impossible: low, but finite, so that arithmetic on it stays finite."""
+
 
 class PolicyUnavailable(Exception):
     """The policy gave no completion: a fault of the service, not of the model. Drop the trajectory."""

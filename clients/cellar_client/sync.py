@@ -1,0 +1,159 @@
+"""The client for ordinary, blocking code. What each call sends and reads is in `calls`; here is only how to wait."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from typing import Concatenate, ParamSpec, Self
+from uuid import uuid4
+
+from cellar_client import calls, schemas
+from cellar_client.errors import CellarError
+from cellar_client.operation import Operation, T
+from cellar_client.retry import DEFAULT_RETRIES, Retries, Tries
+from cellar_client.settings import settings
+from cellar_client.transport import HttpxTransport, Transport
+
+P = ParamSpec("P")
+
+
+def _sent(build: Callable[P, Operation[T]]) -> Callable[Concatenate["Cellar", P], T]:
+    """The method of the client that sends what `build` builds."""
+
+    @wraps(build)
+    def method(cellar: "Cellar", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return cellar.send(build(*args, **kwargs))
+
+    return method
+
+
+def _sent_to_session(
+    build: Callable[Concatenate[str, P], Operation[T]],
+) -> Callable[Concatenate["SyncSession", P], T]:
+    """The method of a session that sends what `build` builds for its id."""
+
+    @wraps(build)
+    def method(session: "SyncSession", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return session.cellar.send(build(session.session_id, *args, **kwargs))
+
+    return method
+
+
+def _opened(
+    create: Callable[P, Operation[schemas.Session]],
+) -> Callable[Concatenate["Cellar", P], AbstractContextManager["SyncSession"]]:
+    """The context manager that creates a session on enter and deletes it on exit."""
+
+    @contextmanager
+    @wraps(create)
+    def session(cellar: "Cellar", /, *args: P.args, **kwargs: P.kwargs) -> Iterator["SyncSession"]:
+        created = cellar.send(create(*args, **kwargs))
+        try:
+            yield cellar.attach(created.session_id)
+        except BaseException as error:
+            try:
+                cellar.delete_session(created.session_id)
+            except CellarError as second:
+                error.add_note(f"session {created.session_id} was not deleted: {second}")
+            raise
+        cellar.delete_session(created.session_id)
+
+    return session
+
+
+class SyncSession:
+    """A session of the server; made by `Cellar.session` or `Cellar.attach`.
+
+    Every method raises `SessionLost` when the session's kernel died and its state is gone. A cell that fails never
+    raises: the `Run` says so.
+    """
+
+    def __init__(self, cellar: "Cellar", session_id: str) -> None:
+        self.cellar = cellar
+        self.session_id = session_id
+
+    queue = _sent_to_session(calls.queue)
+    queue_all = _sent_to_session(calls.queue_all)
+    run = _sent_to_session(calls.run)
+    cells = _sent_to_session(calls.cells)
+    cell = _sent_to_session(calls.cell)
+    withdraw = _sent_to_session(calls.withdraw)
+    interrupt = _sent_to_session(calls.interrupt)
+    reset = _sent_to_session(calls.reset)
+    info = _sent_to_session(calls.session_info)
+
+
+class Cellar:
+    """A connection to a Cellar server; make one and share it.
+
+        with Cellar() as cellar, cellar.session() as session:
+            session.queue("x = 6")
+            run = session.run("print(x * 7)")
+            assert run.stdout == "42\\n"
+
+    Args:
+        base_url: the server; `CELLAR_URL`, or http://127.0.0.1:8080, when left out.
+        api_key: `CELLAR_API_KEY` when left out.
+        timeout_s: of every call but runs, which have `calls.RUN_SILENCE_S` more than their cells.
+        retries: what to do about failures that may pass.
+        transport: replaces HTTP over the network.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        retries: Retries = DEFAULT_RETRIES,
+        transport: Transport | None = None,
+    ) -> None:
+        where = settings(base_url, api_key)
+        self._retries = retries
+        self._transport = transport or HttpxTransport(where.base_url, api_key=where.api_key, timeout_s=timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    session = _opened(calls.create_session)
+    create_session = _sent(calls.create_session)
+    delete_session = _sent(calls.delete_session)
+    execute = _sent(calls.execute)
+    info = _sent(calls.info)
+    health = _sent(calls.health)
+    readiness = _sent(calls.readiness)
+
+    def attach(self, session_id: str) -> SyncSession:
+        """A session that exists already. Nothing is sent, and nothing deletes it but `delete_session`."""
+        return SyncSession(self, session_id)
+
+    def sessions(self, *, page_size: int = 100) -> Iterator[schemas.Session]:
+        """All sessions that the API key may see, asked for `page_size` (1 to 1000) at a time."""
+        cursor: str | None = None
+        while True:
+            page = self.send(calls.sessions_page(cursor, page_size))
+            yield from page.sessions
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def send(self, operation: Operation[T]) -> T:
+        """Send one operation, and again as `retries` allows. Raises `CellarError`."""
+        request = operation.request(idempotency_key=uuid4().hex)
+        tries = Tries(self._retries)
+        while True:
+            try:
+                return operation.read(self._transport.send(request))
+            except CellarError as error:
+                following = tries.after(error, now_s=time.monotonic(), jitter=random.random())
+                if following is None:
+                    raise
+                tries = following
+            time.sleep(tries.pause_s)

@@ -1,0 +1,165 @@
+"""`make demo`: a tiny model learns to defer its cells, with the real executor, real vLLM and IH-GRPO, on two cores.
+
+    tasks -> tiny model, warm-started -> executor and vLLM up -> evaluate -> train -> evaluate -> plot
+
+Everything it makes is left in the output folder.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # everything is made here; transformers is not to look for it elsewhere
+
+from rich.console import Console
+from rich.progress import Progress as Bar
+from transformers.utils import logging as transformers_logging
+
+from cellar_trainer.checkpoint import latest
+from cellar_trainer.config import Config, load_config
+from cellar_trainer.evaluate import Evaluation, evaluate
+from cellar_trainer.metrics import trajectory_record, write_line
+from cellar_trainer.progress import Progress
+from cellar_trainer.serving import DEFAULT_PYTHON, ServerFailed, VLLMServer
+from cellar_trainer.tasks import load_tasks
+from cellar_trainer.train import Training, train
+from cellar_trainer.wiring import open_training
+from demo.arithmetic import Problem, split, write_tasks
+from demo.executor import executor
+from demo.plot import plot_metrics
+from demo.tiny_model import make_model, make_tokenizer, save, warm_start
+
+CONFIG = Path(__file__).with_name("config.toml")
+HELD_OUT = 64
+HELD_OUT_SAMPLES = 4
+WARM_START_STEPS = 300
+SEED = 0
+
+console = Console()
+
+
+def main() -> None:
+    options = _parse_arguments()
+    started_s = time.monotonic()
+    out: Path = options.out
+    _set_aside(out)
+    transformers_logging.disable_progress_bar()
+    training_problems, held_out = split(HELD_OUT, SEED)
+    write_tasks(training_problems, out / "train.jsonl")
+    write_tasks(held_out, out / "held_out.jsonl")
+    _make_model(training_problems, out / "model")
+    with executor(out / "executor", out / "executor.log") as executor_url, _policy(out) as policy_changes:
+        changes = [
+            *(f"output={out}", f"model.path={out / 'model'}", f"tasks.path={out / 'train.jsonl'}"),
+            *(f"executor.url={executor_url}", *policy_changes, *options.changes),
+        ]
+        report = asyncio.run(_learn(load_config(CONFIG, changes), options.data))
+    (out / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
+    plot_metrics(out / "metrics.jsonl", out / "reward.png")
+    _summarise(report, out, time.monotonic() - started_s)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything the demo makes")
+    parser.add_argument("--data", type=Path, help="real problems (.parquet, .jsonl) to grade the trained model on")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to demo/config.toml")
+    options = parser.parse_args()
+    if options.data is not None and not options.data.is_file():
+        parser.error(f"there is no file {options.data}")
+    return options
+
+
+def _set_aside(out: Path) -> None:
+    """An earlier demo's results are moved, not lost."""
+    if out.exists():
+        earlier = out.with_name(f"{out.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(out.stat().st_mtime))}")
+        shutil.move(out, earlier)
+        console.print(f"the earlier run is now in {earlier}")
+    out.mkdir(parents=True)
+
+
+def _make_model(problems: list[Problem], folder: Path) -> None:
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, seed=SEED)
+    with Bar(console=console) as bar:
+        row = bar.add_task("warm start on undecided traces", total=WARM_START_STEPS)
+
+        def on_step(step: int, loss: float) -> None:
+            bar.update(row, completed=step + 1, description=f"warm start on undecided traces, loss {loss:.3f}")
+
+        warm_start(model, tokenizer, problems, steps=WARM_START_STEPS, seed=SEED, on_step=on_step)
+    save(model, tokenizer, folder)
+
+
+@contextmanager
+def _policy(out: Path) -> Iterator[list[str]]:
+    """The configuration's part about the policy: real vLLM or, where that cannot be had, the model in-process."""
+    with ExitStack() as resources:
+        try:
+            server = resources.enter_context(_vllm(out))
+        except ServerFailed as error:
+            console.print(f"[yellow]No vLLM: the model is sampled in the trainer's own process instead.[/] {error}")
+            yield ["policy.kind=local"]
+        else:
+            yield ["policy.kind=vllm", f"policy.url={server.url}", f"policy.model={server.model}"]
+
+
+def _vllm(out: Path) -> VLLMServer:
+    if not DEFAULT_PYTHON.exists():
+        raise ServerFailed("it is not installed here")
+    return VLLMServer(out / "model", log=out / "vllm.log")
+
+
+async def _learn(config: Config, data: Path | None) -> dict[str, Any]:
+    """Train, with the held-out problems before and after; real problems, if there are any, after."""
+    out = config.output
+    async with open_training(config, resume=False, progress=Progress()) as run:
+        await run.publisher.publish(run.learner.model, version=0)
+        before = await _evaluate(run, out / "held_out.jsonl", HELD_OUT_SAMPLES)
+        await train(run, config.train, config.collect)
+        newest = latest(out / "checkpoints")
+        assert newest is not None, "train() ends with a checkpoint"
+        newest.rename(out / "checkpoint")
+        newest.parent.rmdir()
+        after = await _evaluate(run, out / "held_out.jsonl", HELD_OUT_SAMPLES)
+        report: dict[str, Any] = {"held_out_before": before.report, "held_out": after.report}
+        played = after.trajectories
+        if data is not None:
+            real = await _evaluate(run, data, 1)
+            report["real"] = real.report
+            played = played + real.trajectories
+        with (out / "eval_trajectories.jsonl").open("w", encoding="utf-8") as file:
+            for trajectory in played:
+                write_line(file, trajectory_record(trajectory, run.rollouts.renderer))
+    return report
+
+
+async def _evaluate(run: Training, path: Path, samples: int) -> Evaluation:
+    with run.progress.counting(f"evaluating on {path.name}") as count:
+        return await evaluate(load_tasks(path), run.rollouts, samples=samples, seed=SEED, on_done=count)
+
+
+def _summarise(report: dict[str, Any], out: Path, duration_s: float) -> None:
+    key = f"avg@{HELD_OUT_SAMPLES}"
+    before, after = report["held_out_before"]["overall"], report["held_out"]["overall"]
+    console.print(
+        f"held-out problems: reward {before[key]:.2f} -> {after[key]:.2f}, deferral rate "
+        f"{before['deferral_rate']:.2f} -> {after['deferral_rate']:.2f}, runs per trajectory "
+        f"{before['runs_per_trajectory']:.2f} -> {after['runs_per_trajectory']:.2f}"
+    )
+    if "real" in report:
+        real = report["real"]["overall"]
+        console.print(f"real problems: {real['problems']} graded or counted, accuracy {real['avg@1']}")
+    console.print(f"{duration_s / 60:.1f} minutes; see {out}: " + ", ".join(sorted(p.name for p in out.iterdir())))
+
+
+if __name__ == "__main__":
+    main()

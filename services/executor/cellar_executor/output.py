@@ -1,0 +1,141 @@
+"""One stream of a cell's output: drained while the cell runs, kept up to a limit as head and tail."""
+
+import asyncio
+import fcntl
+import os
+import struct
+import termios
+
+CHUNK_BYTES = 64 << 10
+FLOOD_BYTES = 1 << 20
+"""Cut output beyond this is read slowly, so that a flood costs its session and not the server."""
+FLOOD_PAUSE_S = 0.005
+
+
+class OutputRing:
+    """Keeps the first and the last half of `limit` bytes, and counts the rest."""
+
+    def __init__(self, limit: int) -> None:
+        self._head_limit = limit - limit // 2
+        self._tail_limit = limit // 2
+        self._head = bytearray()
+        self._tail = bytearray()
+        self.total = 0
+
+    def feed(self, data: bytes) -> None:
+        self.total += len(data)
+        room = self._head_limit - len(self._head)
+        self._head += data[:room]
+        self._tail += data[room:]
+        if len(self._tail) > self._tail_limit + CHUNK_BYTES:
+            self._trim()
+
+    @property
+    def cut(self) -> int:
+        """How many bytes are lost."""
+        return max(0, self.total - self._head_limit - self._tail_limit)
+
+    def text(self) -> str:
+        self._trim()
+        if not self.cut:
+            return _decode(bytes(self._head + self._tail))
+        return f"{_decode(_whole_end(self._head))}\n... [{self.cut} bytes cut] ...\n{_decode(_whole_start(self._tail))}"
+
+    def _trim(self) -> None:
+        del self._tail[: len(self._tail) - self._tail_limit]
+
+
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
+
+
+def _whole_end(data: bytearray) -> bytes:
+    """Without the first bytes of a character that the cut went through."""
+    for back in range(1, min(4, len(data)) + 1):
+        lead = data[-back]
+        if lead & 0xC0 != 0x80:
+            width = 4 if lead >= 0xF0 else 3 if lead >= 0xE0 else 2 if lead >= 0xC0 else 1
+            return bytes(data[:-back] if width > back else data)
+    return bytes(data)
+
+
+def _whole_start(data: bytearray) -> bytes:
+    """Without the last bytes of a character that the cut went through."""
+    skip = 0
+    while skip < min(3, len(data)) and data[skip] & 0xC0 == 0x80:
+        skip += 1
+    return bytes(data[skip:])
+
+
+class OutputStream:
+    """The read end of a kernel's stdout or stderr.
+
+    Between cells nothing is read: a background thread or child that goes on printing fills the pipe and waits. What it
+    left there is thrown away when the next cell begins. What it prints while that cell runs cannot be told from the
+    cell's own output and goes with it.
+    """
+
+    def __init__(self, fd: int, limit: int) -> None:
+        self._fd = fd
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._ring: OutputRing | None = None
+        self._resume: asyncio.TimerHandle | None = None
+        self._closed = False
+        os.set_blocking(fd, False)
+        self._watch()
+
+    def begin(self) -> None:
+        self._read_present()
+        self._ring = OutputRing(self._limit)
+        if not self._watching:
+            self._watch()
+
+    def finish(self) -> OutputRing:
+        """Everything that was written before this moment; the kernel flushed before it said that the cell ended."""
+        ring = self._ring
+        assert ring is not None, "finish() follows begin()"
+        if not self._closed:
+            ring.feed(self._read_present())
+        self._ring = None
+        return ring
+
+    def close(self) -> None:
+        """The writers are dead; what they left in the pipe still belongs to the running cell."""
+        if self._ring is not None:
+            self._ring.feed(self._read_present())
+        self._unwatch()
+        self._closed = True
+        os.close(self._fd)
+
+    def _on_readable(self) -> None:
+        if self._ring is None:
+            self._unwatch()
+            return
+        data = os.read(self._fd, CHUNK_BYTES)
+        self._ring.feed(data)
+        if not data:
+            self._unwatch()
+        elif self._ring.cut > FLOOD_BYTES:
+            self._unwatch()
+            self._resume = self._loop.call_later(FLOOD_PAUSE_S, self._watch)
+
+    def _read_present(self) -> bytes:
+        """What is in the pipe now, and not what a writer that never stops adds meanwhile."""
+        (present,) = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))
+        return os.read(self._fd, present) if present else b""
+
+    def _watch(self) -> None:
+        self._cancel_resume()
+        self._watching = True
+        self._loop.add_reader(self._fd, self._on_readable)
+
+    def _unwatch(self) -> None:
+        self._cancel_resume()
+        self._watching = False
+        self._loop.remove_reader(self._fd)
+
+    def _cancel_resume(self) -> None:
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None

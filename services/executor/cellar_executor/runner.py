@@ -1,0 +1,198 @@
+"""Runs: a session's cells in their order of acceptance, one at a time, each outcome recorded before the next begins.
+
+The way of a run: arrive (its cell is accepted, its place in line taken) -> its turn -> a dead kernel is rebuilt, where
+the session allows it -> begin -> cell after cell -> the `Run`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from cellar_client.schemas import Cell, OnError, Run, RunRequest
+from cellar_executor.admission import timeout_within
+from cellar_executor.background import Background
+from cellar_executor.errors import Refusal, StoreUnavailable
+from cellar_executor.ids import Ids, Ref
+from cellar_executor.kernel import CellOutcome
+from cellar_executor.recovery import Recovery
+from cellar_executor.runs import finished, run_from
+from cellar_executor.sessions import LiveSession
+from cellar_executor.store import Begun, CellRecord, RunHead, StartedCell, Store
+
+STORE_PATIENCE_S = 5.0
+STORE_RETRY_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run on its way."""
+
+    live: LiveSession
+    run_id: str
+    cell: tuple[str, str] | None
+    """Id and code of the run's own cell."""
+    timeout_s: float
+    on_error: OnError
+    arrived: float
+    answer: asyncio.Future[Run]
+
+
+class Runner:
+    def __init__(self, store: Store, recovery: Recovery, background: Background) -> None:
+        self._store = store
+        self._recovery = recovery
+        self._background = background
+        self.draining = False
+
+    async def run(self, live: LiveSession, request: RunRequest, ids: Ids) -> Run:
+        """Queue the request's code, if any, and run what is pending. Goes on to its end whatever becomes of the caller.
+
+        Raises `limit_too_high`, `idempotency_mismatch`, `too_many_cells`, `request_in_progress`, `cell_not_pending`,
+        `session_not_found`, `session_lost`, `kernel_unavailable`, `store_unavailable`, `shutting_down`.
+        """
+        job = Job(
+            live=live,
+            run_id=ids.run(),
+            cell=None if request.code is None else (request.cell_id or ids.cell(0), request.code),
+            timeout_s=timeout_within(live.config.limits, request.timeout_s),
+            on_error=request.on_error,
+            arrived=time.monotonic(),
+            answer=asyncio.get_running_loop().create_future(),
+        )
+        self._background.start(_settle(job.answer, self._take_turn(job)))
+        return await asyncio.shield(job.answer)
+
+    async def earlier(self, ref: Ref, run_id: str) -> Run | None:
+        """A run that was begun before, from its record; None while it goes on. Raises `run_not_found`."""
+        head, records = await self._store.run(ref, run_id)
+        cells = [record.cell for record in records]
+        if any(cell.status == "running" for cell in cells):
+            return None
+        return run_from(head, ref.session_id, cells)
+
+    async def _take_turn(self, job: Job) -> Run:
+        live = job.live
+        async with AsyncExitStack() as arrival:
+            await arrival.enter_async_context(live.arrival)
+            bound = None
+            if live.in_line:
+                # Durable before the wait. Who is alone accepts and begins in one write, and holds `arrival` until then.
+                bound, known = await self._accept(job)
+                if known is not None:
+                    return await self._known(job, known)
+                await arrival.aclose()
+            async with live.my_turn():
+                begun, head = await self._begin(job, bound)
+                await arrival.aclose()
+                if isinstance(begun, Begun):
+                    return await self._run_cells(job, head, begun)
+                if begun.index is None:
+                    return await self._begun_before(live.ref, job.run_id)
+                return await self._known(job, (await self._store.cells(live.ref, [begun.index]))[0])
+
+    async def _accept(self, job: Job) -> tuple[int, CellRecord | None]:
+        """Index of the last cell that this run may run, and its own cell's record if that is no longer pending."""
+        live = job.live
+        if job.cell is None:
+            return (await self._store.session(live.ref)).cells_total - 1, None
+        accepted = await self._store.accept(live.ref, [job.cell], live.config.idle_ttl_s)
+        index = accepted.indices[0]
+        if index < accepted.cells_before:
+            record = (await self._store.cells(live.ref, [index]))[0]
+            if record.cell.status != "pending":
+                return index, record
+        return max(index, accepted.cells_before - 1), None
+
+    async def _begin(self, job: Job, bound: int | None) -> tuple[Any, RunHead]:
+        live = job.live
+        if self.draining:
+            raise Refusal("shutting_down")
+        await self._recovery.ensure_kernel(live)
+        head = RunHead(
+            run_id=job.run_id,
+            generation=live.generation,
+            queue_s=time.monotonic() - job.arrived,
+            recovered=live.recovered,
+        )
+        begun = await self._store.begin(live.ref, head, live.config.idle_ttl_s, bound=bound, cell=job.cell)
+        if isinstance(begun, Begun):
+            live.recovered = False
+        return begun, head
+
+    async def _known(self, job: Job, record: CellRecord) -> Run:
+        """The run that the job's own cell was part of."""
+        if record.run_id is None:
+            raise Refusal("cell_not_pending", "the cell was withdrawn")
+        return await self._begun_before(job.live.ref, record.run_id)
+
+    async def _begun_before(self, ref: Ref, run_id: str) -> Run:
+        run = await self.earlier(ref, run_id)
+        if run is None:
+            raise Refusal("request_in_progress")
+        return run
+
+    async def _run_cells(self, job: Job, head: RunHead, begun: Begun) -> Run:
+        live = job.live
+        cells: list[Cell] = []
+        current = begun.first
+        while current is not None:
+            cell = finished(current.cell_id, current.index, current.code, await self._run_cell(job, current))
+            cells.append(cell)
+            go_on = live.alive and (cell.status == "ok" or job.on_error == "continue")
+            following = await self._record(job, head, cell, begun.bound, go_on=go_on)
+            if not go_on:
+                cells += [Cell(cell_id=s.cell_id, index=s.index, code=s.code, status="skipped") for s in following]
+            current = following[0] if go_on and following else None
+        if live.kernel is not None and not live.alive:
+            await live.kernel.close()
+        return run_from(head, live.ref.session_id, cells)
+
+    async def _run_cell(self, job: Job, cell: StartedCell) -> CellOutcome:
+        kernel = job.live.kernel
+        assert kernel is not None
+        names = {"session_id": job.live.ref.session_id, "run_id": job.run_id, "cell_id": cell.cell_id}
+        try:
+            outcome = await kernel.run_cell(cell.code, timeout_s=job.timeout_s)
+        except Exception:
+            # A kernel that breaks its own protocol is not trusted with another cell, and this one is never run again.
+            log.exception("kernel failed", extra=names)
+            await kernel.close()
+            outcome = CellOutcome("killed", "", "", None, None, 0.0, truncated=False)
+        log.info("cell finished", extra={**names, "status": outcome.status, "duration_s": outcome.duration_s})
+        return outcome
+
+    async def _record(self, job: Job, head: RunHead, cell: Cell, bound: int, *, go_on: bool) -> list[StartedCell]:
+        """Make the outcome durable, however long Redis takes; the client is told to come back after a while."""
+        live = job.live
+        patience_ends = time.monotonic() + STORE_PATIENCE_S
+        while True:
+            try:
+                return await self._store.step(live.ref, head, cell, bound, live.config.idle_ttl_s, go_on=go_on)
+            except StoreUnavailable as refusal:
+                if time.monotonic() > patience_ends and not job.answer.done():
+                    job.answer.set_exception(refusal)
+                await asyncio.sleep(STORE_RETRY_S)
+            except Refusal as refusal:
+                if refusal.code != "session_not_found":
+                    raise
+                return []  # deleted meanwhile: the client still learns what became of its cell
+
+
+async def _settle(answer: asyncio.Future[Run], work: Coroutine[Any, Any, Run]) -> None:
+    """Give the outcome of `work` to `answer`, unless the client was told something else before."""
+    try:
+        run = await work
+    except Exception as error:
+        if answer.done():
+            log.exception("run failed after its client was answered")
+        else:
+            answer.set_exception(error)
+    else:
+        if not answer.done():
+            answer.set_result(run)

@@ -1,0 +1,13 @@
+-- Record a session whose kernel is ready. ARGV: session_id, max_sessions, created_at, expires_at, config, origin.
+-- A retry of the request that made the session (same origin) finds it made.
+if redis.call('EXISTS', SESSION) == 1 then
+  if redis.call('HGET', SESSION, 'origin') == ARGV[6] then return 'created' end
+  return 'exists'
+end
+if redis.call('EXISTS', TOMBSTONE) == 1 then return 'exists' end
+if redis.call('ZCARD', SESSIONS) >= tonumber(ARGV[2]) then return 'full' end
+redis.call('HSET', SESSION, 'generation', 1, 'base', 1, 'cells', 0, 'bytes', 0,
+  'created_at', ARGV[3], 'expires_at', ARGV[4], 'config', ARGV[5], 'origin', ARGV[6])
+redis.call('ZADD', SESSIONS, ARGV[4], REF)
+redis.call('ZADD', LISTING, 0, ARGV[1])
+return 'created'

@@ -1,0 +1,61 @@
+-- Put before every script. KEYS and the first two arguments are the same for all (store.py names and explains the keys).
+-- A script of a server that no longer owns the store is refused here: that fences a server which slept too long.
+
+local SERVER, SESSIONS, LISTING, TOMBSTONE, SESSION, IDS, PENDING, RUNS, CELL = unpack(KEYS)
+local INSTANCE = table.remove(ARGV, 1)
+local REF = table.remove(ARGV, 1)
+
+if redis.call('GET', SERVER) ~= INSTANCE then
+  return redis.error_reply('FENCED this server does not own the store')
+end
+
+local function touch(expires_at)
+  redis.call('HSET', SESSION, 'expires_at', expires_at)
+  redis.call('ZADD', SESSIONS, 'XX', expires_at, REF)
+end
+
+-- Append the cells at ARGV[first], ARGV[first + 1] (cell_id, code), ... to the log: all of them, or none.
+-- A cell that is there already with the same code is found, not appended. Returns their indices, or nil and why not.
+local function accept(first, max_pending, max_bytes)
+  local indices, bytes, new = {}, 0, {}
+  local total = tonumber(redis.call('HGET', SESSION, 'cells'))
+  for i = first, #ARGV, 2 do
+    local index = redis.call('HGET', IDS, ARGV[i])
+    if not index then
+      new[#new + 1] = i
+      bytes = bytes + #ARGV[i + 1]
+      index = total + #new - 1
+    elseif redis.call('HGET', CELL .. index, 'code') ~= ARGV[i + 1] then
+      return nil, 'mismatch'
+    end
+    indices[#indices + 1] = tonumber(index)
+  end
+  if #new > 0 and redis.call('ZCARD', PENDING) + #new > max_pending then return nil, 'too_many_pending' end
+  if #new > 0 and redis.call('HINCRBY', SESSION, 'bytes', 0) + bytes > max_bytes then return nil, 'log_full' end
+  for offset, i in ipairs(new) do
+    local index = total + offset - 1
+    redis.call('HSET', CELL .. index, 'cell_id', ARGV[i], 'code', ARGV[i + 1], 'status', 'pending')
+    redis.call('HSET', IDS, ARGV[i], index)
+    redis.call('ZADD', PENDING, index, index)
+  end
+  redis.call('HINCRBY', SESSION, 'cells', #new)
+  redis.call('HINCRBY', SESSION, 'bytes', bytes)
+  return indices
+end
+
+-- Mark the first pending cell up to index `bound` as started, and append it to `reply`.
+local function start_next(reply, bound, run_id, generation)
+  local index = redis.call('ZRANGEBYSCORE', PENDING, '-inf', bound, 'LIMIT', 0, 1)[1]
+  if not index then
+    redis.call('HDEL', SESSION, 'running')
+    return reply
+  end
+  local cell = CELL .. index
+  redis.call('ZREM', PENDING, index)
+  redis.call('HSET', cell, 'status', 'running', 'run_id', run_id, 'generation', generation, 'instance', INSTANCE)
+  redis.call('HSET', SESSION, 'running', index)
+  reply[#reply + 1] = tonumber(index)
+  reply[#reply + 1] = redis.call('HGET', cell, 'cell_id')
+  reply[#reply + 1] = redis.call('HGET', cell, 'code')
+  return reply
+end

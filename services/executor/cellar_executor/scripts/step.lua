@@ -1,0 +1,34 @@
+-- Finish a cell and, in the same write, start the next one of its run or skip the rest of it.
+-- ARGV: expires_at, index, run_id, status, outcome, generation, bound, 'next' | 'skip'.
+-- Returns {'ok', (index, cell_id, code)...}: the cell that was started, or those that were skipped. Doing it twice, for
+-- a reply lost on the way, answers the same; another outcome for a finished cell is refused.
+if redis.call('EXISTS', SESSION) == 0 then return {'missing'} end
+local index, run_id, bound = ARGV[2], ARGV[3], ARGV[7]
+local cell = CELL .. index
+local status, owner, instance, outcome = unpack(redis.call('HMGET', cell, 'status', 'run_id', 'instance', 'outcome'))
+if owner ~= run_id or instance ~= INSTANCE then return {'refused'} end
+if status ~= 'running' and (status ~= ARGV[4] or outcome ~= ARGV[5]) then return {'refused'} end
+
+local reply = {'ok'}
+if status == 'running' then
+  redis.call('HSET', cell, 'status', ARGV[4], 'outcome', ARGV[5])
+  redis.call('HINCRBY', SESSION, 'bytes', #ARGV[5])
+  touch(ARGV[1])
+  if ARGV[8] == 'next' then return start_next(reply, bound, run_id, ARGV[6]) end
+  redis.call('HDEL', SESSION, 'running')
+  for _, rest in ipairs(redis.call('ZRANGEBYSCORE', PENDING, '-inf', bound)) do
+    redis.call('HSET', CELL .. rest, 'status', 'skipped', 'run_id', run_id, 'generation', ARGV[6])
+    redis.call('ZREM', PENDING, rest)
+  end
+end
+
+local wanted = ARGV[8] == 'next' and 'running' or 'skipped'
+for i = tonumber(index) + 1, tonumber(bound) do
+  local other, theirs = unpack(redis.call('HMGET', CELL .. i, 'status', 'run_id'))
+  if other == wanted and theirs == run_id then
+    reply[#reply + 1] = i
+    reply[#reply + 1] = redis.call('HGET', CELL .. i, 'cell_id')
+    reply[#reply + 1] = redis.call('HGET', CELL .. i, 'code')
+  end
+end
+return reply

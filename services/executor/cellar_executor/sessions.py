@@ -1,0 +1,136 @@
+"""The sessions this server holds in memory: their kernels, and the order in which runs take turns."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from cellar_client.schemas import Limits, Session, SessionStatus
+from cellar_executor.errors import Refusal
+from cellar_executor.ids import Ref
+from cellar_executor.kernel import Kernel, KernelUnavailable, Supervisor
+from cellar_executor.store import SessionConfig, SessionRecord
+
+
+@dataclass
+class LiveSession:
+    """One session as this server knows it. Without a live kernel its state is gone, whatever Redis remembers."""
+
+    ref: Ref
+    config: SessionConfig
+    generation: int
+    kernel: Kernel | None = None
+    given_up: bool = False
+    """Its state could not be rebuilt; only a reset helps."""
+    recovered: bool = False
+    """Its state was rebuilt and no run has said so yet."""
+    in_line: int = 0
+    """Runs and resets that have the turn or wait for it."""
+    arrival: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a cell is accepted and gets its place in line, so that turns follow the order of acceptance."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def alive(self) -> bool:
+        return self.kernel is not None and self.kernel.alive
+
+    @property
+    def lost(self) -> bool:
+        return not self.alive and (self.given_up or self.config.recovery == "fail")
+
+    def refuse_if_lost(self) -> None:
+        if self.lost:
+            raise Refusal("session_lost", "a reset gives it a fresh namespace")
+
+    def renew(self, kernel: Kernel) -> None:
+        """A fresh kernel: one generation more."""
+        self.kernel = kernel
+        self.generation += 1
+        self.given_up = False
+
+    @contextlib.asynccontextmanager
+    async def my_turn(self) -> AsyncIterator[None]:
+        """First come, first served."""
+        self.in_line += 1
+        try:
+            async with self.turn:
+                yield
+        finally:
+            self.in_line -= 1
+
+
+class Sessions:
+    """Every `LiveSession` of this server, and the one place that starts and closes kernels."""
+
+    def __init__(self, supervisor: Supervisor, max_kernels: int) -> None:
+        self._supervisor = supervisor
+        self._max_kernels = max_kernels
+        self._live: dict[Ref, LiveSession] = {}
+        self._reserved = 0
+
+    def get(self, ref: Ref) -> LiveSession | None:
+        return self._live.get(ref)
+
+    def adopt(self, record: SessionRecord, kernel: Kernel | None = None) -> LiveSession:
+        """Hold a session; without a kernel, one whose kernel died with an earlier server."""
+        known = self._live.get(record.ref)
+        if known is not None:
+            return known
+        live = LiveSession(record.ref, record.config, record.generation, kernel, given_up=record.lost)
+        self._live[record.ref] = live
+        return live
+
+    @contextlib.contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Room for one kernel that no session holds (yet). Raises `too_many_sessions`."""
+        if sum(live.alive for live in self._live.values()) + self._reserved >= self._max_kernels:
+            raise Refusal("too_many_sessions")
+        self._reserved += 1
+        try:
+            yield
+        finally:
+            self._reserved -= 1
+
+    async def start_kernel(self, limits: Limits, runtime: str, seed: int | None) -> Kernel:
+        try:
+            return await self._supervisor.start(limits=limits, runtime=runtime, seed=seed)
+        except KernelUnavailable as error:
+            raise Refusal("kernel_unavailable", str(error)) from error
+
+    async def fresh_kernel(self, live: LiveSession) -> Kernel:
+        return await self.start_kernel(live.config.limits, live.config.runtime, live.config.seed)
+
+    async def close(self, ref: Ref) -> None:
+        live = self._live.pop(ref, None)
+        if live is not None and live.kernel is not None:
+            await live.kernel.close()
+
+    async def close_all(self) -> None:
+        await asyncio.gather(*(self.close(ref) for ref in list(self._live)))
+
+
+def wire(record: SessionRecord, live: LiveSession | None) -> Session:
+    """A session as it goes over the wire."""
+    return Session(
+        session_id=record.ref.session_id,
+        status=_status(record, live),
+        generation=record.generation,
+        created_at=datetime.fromtimestamp(record.created_at, UTC),
+        expires_at=datetime.fromtimestamp(record.expires_at, UTC),
+        cells_total=record.cells_total,
+        cells_pending=record.cells_pending,
+        runtime=record.config.runtime,
+        limits=record.config.limits,
+        recovery=record.config.recovery,
+        seed=record.config.seed,
+        metadata=record.config.metadata,
+    )
+
+
+def _status(record: SessionRecord, live: LiveSession | None) -> SessionStatus:
+    if live is not None and live.turn.locked():
+        return "running"
+    if live is not None and live.alive:
+        return "ready"
+    return "lost" if record.lost or record.config.recovery == "fail" else "ready"

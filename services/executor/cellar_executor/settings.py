@@ -1,0 +1,104 @@
+"""What the operator decides: read once at the start, from flags and the environment, and passed down."""
+
+import ipaddress
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cellar_client.schemas import Limits
+
+ENV_PREFIX = "CELLAR_EXECUTOR_"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """Everything the server can be told. Raises `ValueError` for what cannot be served safely."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str
+    port: Annotated[int, Field(ge=0, le=65535)]
+    address_file: Path | None
+    redis_url: str | None
+    data_dir: Path
+    api_keys: Mapping[str, str]
+    """Key -> tenant."""
+    limits: Limits
+    """What a session gets, and the most it may ask for."""
+    max_sessions: Annotated[int, Field(ge=1)]
+    max_pending_cells: Annotated[int, Field(ge=1)]
+    max_log_mb: Annotated[int, Field(ge=1)]
+    """Code and outputs of one session that are kept; then it takes no more cells."""
+    max_body_mb: Annotated[int, Field(ge=1)]
+    idle_ttl_s: Positive
+    replay_timeout_s: Positive
+    drain_timeout_s: Positive
+    idempotency_ttl_s: Annotated[int, Field(ge=60)]
+    runtimes: Mapping[str, Path]
+    nsjail: Path | None
+    insecure_no_isolation: bool
+
+    @model_validator(mode="after")
+    def _keys_or_loopback(self) -> Self:
+        if not self.api_keys and not is_loopback(self.host):
+            raise ValueError(
+                f"without API keys only a loopback address is served, and {self.host} is none: "
+                f"set {ENV_PREFIX}API_KEYS, or use --host 127.0.0.1"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_api_keys(text: str) -> dict[str, str]:
+    """`KEY,TENANT:KEY,...` -> key -> tenant. Keys of one tenant see the same sessions; the tenant is `default`."""
+    keys: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        tenant, _, key = part.rpartition(":")
+        tenant = tenant or "default"
+        if not tenant.isidentifier():
+            raise ValueError("the tenant of an API key must be a plain name")
+        if len(key) < 16:
+            raise ValueError("an API key must have at least 16 characters")
+        keys[key] = tenant
+    return keys
+
+
+def parse_runtimes(given: list[str]) -> dict[str, Path]:
+    """`PATH` or `NAME=PATH` each -> name -> Python. None given: the `runtime` environment beside this one."""
+    runtimes: dict[str, Path] = {}
+    for part in given or [str(_default_runtime())]:
+        name, _, executable = part.rpartition("=")
+        runtimes[name or "python"] = Path(executable).absolute()
+    for name, path in runtimes.items():
+        if not path.is_file():
+            raise ValueError(f"runtime {name}: there is no Python at {path}")
+    return runtimes
+
+
+def find_binary(name: str, given: Path | None = None) -> Path | None:
+    """`given`, else the binary beside this Python, else the one on PATH."""
+    if given is not None:
+        return given.absolute()
+    beside = Path(sys.executable).parent / name
+    if beside.is_file():
+        return beside
+    found = shutil.which(name)
+    return Path(found) if found else None
+
+
+def _default_runtime() -> Path:
+    runtime = Path(sys.prefix) / "envs" / "runtime" / "bin" / "python"
+    return runtime if runtime.is_file() else Path(sys.executable)

@@ -1,0 +1,199 @@
+"""The configuration of every command: a TOML file, then `key=value` changes. Read once, checked, and passed down.
+
+A section is either an options class of the module that uses it, or one of the classes here. Relative paths are relative
+to the working directory.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from dataclasses import fields as dataclass_fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from cellar_trainer.collect import CollectOptions
+from cellar_trainer.learner import OptimiserOptions
+from cellar_trainer.model import ControlTokens
+from cellar_trainer.objectives import PRESETS, ObjectiveOptions
+from cellar_trainer.rendering import RenderingOptions
+from cellar_trainer.rollout import RolloutOptions
+from cellar_trainer.train import TrainOptions
+from cellar_trainer.types import Sampling
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message has one line per mistake, each with the key's whole path."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    path: Path
+    """A folder as `save_pretrained` writes it: the model to start from."""
+    trigger: str = "<tool_call>"
+    """The text of the trigger; it has to be one token."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySection:
+    kind: Literal["vllm", "local"] = "vllm"
+    """`local` samples in the trainer's own process, one request at a time: for tests and for trying things out."""
+    url: str = "http://127.0.0.1:8000"
+    model: str = "policy"
+    """The name under which the server serves the model."""
+    api_key: str | None = None
+    timeout_s: float = 600.0
+    weights_dir: Path | None = None
+    """Where weights pass to the server, seen by both; shared memory when left out."""
+    max_difference: float = 0.05
+    """Largest difference of a log-probability between server and trainer that passes after weights were sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorSection:
+    url: str = "http://127.0.0.1:8080"
+    api_key: str | None = None
+    """`CELLAR_API_KEY` when left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class TasksSection:
+    path: Path
+    """Problems to train on: .parquet or .jsonl."""
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSection:
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_turn_tokens: int = 8000
+    max_context_tokens: int = 16_000
+    max_runs: int = 5
+    deadline_s: float = 600.0
+    """For a whole trajectory."""
+    cell_timeout_s: float = 3.0
+    memory_mb: int | None = None
+    """Of a session; the executor's own limit when left out."""
+    stop_on_printed_answer: bool = True
+    """A run that prints `\\boxed{...}` ends the trajectory with that answer."""
+    concurrency: int = 128
+    """Trajectories that are played at once."""
+
+    def options(self, tokens: ControlTokens) -> RolloutOptions:
+        return RolloutOptions(
+            sampling=Sampling(
+                max_tokens=self.max_turn_tokens,
+                temperature=self.temperature,
+                stop_token_ids=(tokens.trigger_id, tokens.eos_id),
+                trigger_id=tokens.trigger_id,
+            ),
+            max_context_tokens=self.max_context_tokens,
+            max_runs=self.max_runs,
+            deadline_s=self.deadline_s,
+            cell_timeout_s=self.cell_timeout_s,
+            memory_mb=self.memory_mb,
+            stop_on_printed_answer=self.stop_on_printed_answer,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSection:
+    path: Path | None = None
+    """Problems to evaluate on; without it nothing is evaluated during training."""
+    limit: int | None = None
+    samples: int = 1
+    """Trajectories per problem."""
+    seed: int = 0
+
+
+def _expand_preset(value: Any) -> Any:
+    """`preset = "released"` in the table [objective] stands for that preset's values; other keys change them."""
+    if not isinstance(value, dict) or "preset" not in value:
+        return value
+    changes = dict(value)
+    name = changes.pop("preset")
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+    return {**PRESETS[name], **changes}
+
+
+class Config(BaseModel):
+    """Everything a command needs to know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output: Path
+    """Folder of this run: metrics, trajectories, checkpoints."""
+    model: ModelSection
+    tasks: TasksSection
+    policy: PolicySection = field(default_factory=PolicySection)
+    executor: ExecutorSection = field(default_factory=ExecutorSection)
+    rendering: RenderingOptions = field(default_factory=RenderingOptions)
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+    collect: CollectOptions = field(default_factory=CollectOptions)
+    objective: Annotated[ObjectiveOptions, BeforeValidator(_expand_preset)] = ObjectiveOptions()
+    optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    eval: EvalSection = field(default_factory=EvalSection)
+
+
+def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `key=value` changes, as in `optimiser.learning_rate=1e-5`. Raises `ConfigError`."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for change in changes:
+        _apply(tables, change)
+    return parse_config(tables)
+
+
+def parse_config(tables: Mapping[str, Any]) -> Config:
+    """Check a configuration given as nested tables. Raises `ConfigError`, with all mistakes at once."""
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(mistake["loc"], mistake["msg"]) for mistake in error.errors())) from error
+
+
+def _apply(tables: dict[str, Any], change: str) -> None:
+    key, separator, text = change.partition("=")
+    if not separator:
+        raise ConfigError(f"{change!r} is not of the form key=value")
+    *sections, name = key.strip().split(".")
+    table = tables
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{key}: {section} is not a section")
+    table[name] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    """A TOML value, or, since a shell takes the quotes away, the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(location: Iterable[int | str], message: str) -> str:
+    *sections, last = path = [str(part) for part in location]
+    if message in ("Extra inputs are not permitted", "Unexpected keyword argument"):
+        near = get_close_matches(last, _keys(sections), n=1)
+        message = "no such key" + (f"; did you mean {'.'.join([*sections, *near])}?" if near else "")
+    return f"{'.'.join(path)}: {message}"
+
+
+def _keys(sections: Sequence[str]) -> list[str]:
+    """The keys that exist in a section."""
+    if not sections:
+        return list(Config.model_fields)
+    kind: Any = Config.model_fields[sections[0]].annotation
+    return [f.name for f in dataclass_fields(kind)] if is_dataclass(kind) else list(kind.model_fields)

@@ -1,0 +1,53 @@
+"""The process in which answers are compared: its own, since a comparison may hang or eat memory. Run by `rewards`.
+
+One JSON line in, `[answer, expected]`, one JSON line out, the outcome. Imports nothing of ours.
+"""
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+_MEMORY_BYTES = 4 * 2**30
+_EXTRACTION = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+
+
+def main(give_up_s: int) -> None:
+    """Answer until stdin ends. A comparison that lasts `give_up_s` ends the process, even if its parent is gone."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    logging.disable()  # what cannot be parsed is counted by the parent, not logged
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # parsers print to stdout at times
+    replies.write("ready\n")
+    replies.flush()
+    for line in sys.stdin:
+        signal.alarm(give_up_s)
+        replies.write(json.dumps(compare(*json.loads(line))) + "\n")
+        signal.alarm(0)
+        replies.flush()
+
+
+def compare(answer: str, expected: str) -> str:
+    gold, target = _parse(expected), _parse(answer)
+    if verify(gold, target, timeout_seconds=None):
+        return "correct"
+    return "wrong" if _understood(gold) and _understood(target) else "unparsed"
+
+
+def _parse(text: str) -> list[Any]:
+    boxed = "\\boxed{" + text.strip().strip("$") + "}"
+    return list(parse(boxed, _EXTRACTION, parsing_timeout=None))
+
+
+def _understood(parsed: list[Any]) -> bool:
+    """math-verify always gives the text itself as well."""
+    return any(not isinstance(reading, str) for reading in parsed)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

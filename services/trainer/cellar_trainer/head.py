@@ -1,0 +1,232 @@
+"""The language model's head, tile by tile: hidden states into the few numbers per token that an objective needs.
+
+The logits [tokens, vocabulary] never exist at once: the forward pass keeps running sums over tiles of `rows` tokens by
+`columns` vocabulary entries, and the backward pass computes each tile again. With z the logits after temperature, t the
+trigger and a the target (Z sums over the vocabulary without the trigger, q is the softmax over it):
+
+    outputs      z_a,   z_t,   log Z = log sum_{j != t} exp z_j,   sum q^2
+    gradient     dz_j = g_Z q_j [j != t]  +  g_a [j = a]  +  g_t [j = t]
+
+Log Z is summed without the trigger, not recovered from the total, so it stays right as the trigger's probability nears
+1. Numbers are float32 (float64 if the hidden states are); so are the sums of gradients over tiles.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_COLUMNS = 8192
+_MASKED = float("-inf")
+
+
+class TokenScalars(NamedTuple):
+    """What an objective needs of the logits, per token."""
+
+    target_logit_N: Tensor
+    trigger_logit_N: Tensor
+    log_z_N: Tensor
+    """Log of the sum of exp(logit) over the vocabulary without the trigger."""
+    sum_q2_N: Tensor
+    """Sum of the squared probabilities of a softmax over the vocabulary without the trigger; carries no gradient."""
+
+
+def token_scalars(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    trigger_id: int,
+    *,
+    temperature: float = 1.0,
+    rows: int = 1024,
+    columns: int = _COLUMNS,
+) -> TokenScalars:
+    """Scalars of the logits `hidden @ weight.T / temperature`, differentiable in `hidden_ND` and `weight_VD`."""
+    tiled = _TokenScalars.apply
+    return TokenScalars(*tiled(hidden_ND, weight_VD, targets_N, trigger_id, temperature, rows, columns))  # type: ignore[no-untyped-call]  # torch's
+
+
+def scalars_from_logits(logits_NV: Tensor, targets_N: Tensor, trigger_id: int) -> TokenScalars:
+    """The same from logits of any leading shape, untiled and in their own dtype: the oracle of `token_scalars`."""
+    others_NV = _without_trigger(logits_NV, trigger_id)
+    return TokenScalars(
+        logits_NV.gather(-1, targets_N[..., None])[..., 0],
+        logits_NV[..., trigger_id],
+        others_NV.logsumexp(-1),
+        others_NV.detach().softmax(-1).square().sum(-1),
+    )
+
+
+@torch.no_grad()
+def exact_f(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    advantages_N: Tensor,
+    trigger_id: int,
+    *,
+    eta: float,
+    temperature: float = 1.0,
+    rows: int = 1024,
+    columns: int = _COLUMNS,
+    log_z_N: Tensor | None = None,
+) -> Tensor:
+    """How much log Z grows, per `eta`, when a step of size `eta` raises the target's logit: (1/eta) log(Z'/Z).
+
+    Z' = sum_{j != t} exp(z_j + eta A ([j = a] - q_j)). Costs one more pass over the vocabulary, two if `log_z_N` is not
+    given. Its value means nothing where the target is the trigger.
+    """
+    if log_z_N is None:
+        log_z_N = token_scalars(
+            hidden_ND, weight_VD, targets_N, trigger_id, temperature=temperature, rows=rows, columns=columns
+        ).log_z_N
+    steps_N = eta * advantages_N.to(log_z_N.dtype)
+    growth_N, log_growth_N = torch.zeros_like(log_z_N), torch.full_like(log_z_N, _MASKED)
+    for r, c, log_q in _log_q_tiles(hidden_ND, weight_VD, log_z_N, trigger_id, temperature, rows, columns):
+        raised = log_q.exp().mul_(-steps_N[r, None])
+        raised.scatter_add_(1, *_at_targets(targets_N[r], c, steps_N[r]))
+        growth, log_growth = _growth(log_q, raised)
+        growth_N[r] += growth
+        log_growth_N[r] = torch.logaddexp(log_growth_N[r], log_growth)
+    return _log_growth(steps_N, growth_N, log_growth_N) / eta
+
+
+@torch.no_grad()
+def exact_f_from_logits(
+    logits_NV: Tensor, targets_N: Tensor, advantages_N: Tensor, trigger_id: int, *, eta: float
+) -> Tensor:
+    """The oracle of `exact_f`, for logits of any leading shape."""
+    log_q_NV = _without_trigger(logits_NV, trigger_id).log_softmax(-1)
+    steps_N = eta * advantages_N
+    raised_NV = -steps_N[..., None] * log_q_NV.exp()
+    raised_NV.scatter_add_(-1, targets_N[..., None], steps_N[..., None])
+    return _log_growth(steps_N, *_growth(log_q_NV, raised_NV)) / eta
+
+
+@torch.no_grad()
+def sum_q3(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    log_z_N: Tensor,
+    trigger_id: int,
+    *,
+    temperature: float = 1.0,
+    rows: int = 1024,
+    columns: int = _COLUMNS,
+) -> Tensor:
+    """Sum of the cubed probabilities of the softmax over the vocabulary without the trigger: one pass, no gradient."""
+    sum_q3_N = torch.zeros_like(log_z_N)
+    for r, _, log_q in _log_q_tiles(hidden_ND, weight_VD, log_z_N, trigger_id, temperature, rows, columns):
+        sum_q3_N[r] += log_q.mul_(3).exp_().sum(1)
+    return sum_q3_N
+
+
+@torch.no_grad()
+def sum_q3_from_logits(logits_NV: Tensor, trigger_id: int) -> Tensor:
+    """The oracle of `sum_q3`, for logits of any leading shape."""
+    return _without_trigger(logits_NV, trigger_id).softmax(-1).pow(3).sum(-1)
+
+
+class _TokenScalars(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        trigger: int,
+        temperature: float,
+        rows: int,
+        columns: int,
+    ) -> tuple[Tensor, ...]:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        target, at_trigger = hidden.new_zeros(2, len(hidden), dtype=dtype)
+        log_z, log_sum_z2 = hidden.new_full((2, len(hidden)), _MASKED, dtype=dtype)
+        for c, r in product(_slices(len(weight), columns), _slices(len(hidden), rows)):
+            z = _logits(hidden[r], weight[c], temperature)
+            index, inside = _locate(targets[r], c)
+            target[r] += torch.where(inside, z.gather(1, index[:, None])[:, 0], 0)
+            if c.start <= trigger < c.stop:
+                at_trigger[r] = z[:, trigger - c.start]
+                z[:, trigger - c.start] = _MASKED
+            peak = z.amax(1).clamp(
+                min=torch.finfo(dtype).min
+            )  # finite also where the trigger is the tile's only column
+            z = z.sub_(peak[:, None]).exp_()
+            log_z[r] = torch.logaddexp(log_z[r], peak + z.sum(1).log())
+            log_sum_z2[r] = torch.logaddexp(log_sum_z2[r], 2 * peak + z.square_().sum(1).log())
+        sum_q2 = (log_sum_z2 - 2 * log_z).exp()
+        ctx.save_for_backward(hidden, weight, targets, log_z)
+        ctx.trigger, ctx.temperature, ctx.rows, ctx.columns = trigger, temperature, rows, columns
+        ctx.mark_non_differentiable(sum_q2)
+        return target, at_trigger, log_z, sum_q2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, log_z = ctx.saved_tensors
+        g_target, g_trigger, g_log_z, _ = gradients
+        d_hidden = torch.zeros_like(hidden, dtype=log_z.dtype)
+        d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        for c in _slices(len(weight), ctx.columns):
+            d_columns = torch.zeros_like(weight[c], dtype=log_z.dtype)
+            for r in _slices(len(hidden), ctx.rows):
+                dz = _logits(hidden[r], weight[c], ctx.temperature).sub_(log_z[r, None]).exp_().mul_(g_log_z[r, None])
+                if c.start <= ctx.trigger < c.stop:
+                    dz[:, ctx.trigger - c.start] = g_trigger[r]
+                dz.scatter_add_(1, *_at_targets(targets[r], c, g_target[r]))
+                dz = dz.div_(ctx.temperature).to(hidden.dtype)
+                d_hidden[r] += dz @ weight[c]
+                if d_weight is not None:
+                    d_columns += dz.T @ hidden[r]
+            if d_weight is not None:
+                d_weight[c] = d_columns
+        return d_hidden.to(hidden.dtype), d_weight, None, None, None, None, None
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """A new tensor, which the caller may write to."""
+    return (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32)).div_(temperature)
+
+
+def _locate(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Each target's place within the columns, and whether it lies there at all (else the place is arbitrary)."""
+    inside = (targets >= columns.start) & (targets < columns.stop)
+    return torch.where(inside, targets - columns.start, 0), inside
+
+
+def _at_targets(targets: Tensor, columns: slice, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What `scatter_add_` needs to add each value at its target, if that lies within the columns."""
+    index, inside = _locate(targets, columns)
+    return index[:, None], torch.where(inside, values, 0)[:, None]
+
+
+def _log_q_tiles(
+    hidden: Tensor, weight: Tensor, log_z: Tensor, trigger: int, temperature: float, rows: int, columns: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    for c, r in product(_slices(len(weight), columns), _slices(len(hidden), rows)):
+        log_q = _logits(hidden[r], weight[c], temperature).sub_(log_z[r, None])
+        if c.start <= trigger < c.stop:
+            log_q[:, trigger - c.start] = _MASKED
+        yield r, c, log_q
+
+
+def _growth(log_q: Tensor, raised: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of q (exp(raised) - 1), and log of the sum of q exp(raised)."""
+    return (log_q.exp() * raised.expm1()).sum(-1), (log_q + raised).logsumexp(-1)
+
+
+def _log_growth(steps: Tensor, growth: Tensor, log_growth: Tensor) -> Tensor:
+    """log(Z'/Z), from the sum that is accurate: small steps vanish in the one, large steps overflow the other."""
+    return torch.where(steps.abs() <= 1, growth.log1p(), log_growth)
+
+
+def _without_trigger(logits: Tensor, trigger: int) -> Tensor:
+    """The lowest finite number for -inf, which would make the gradient of a row with nothing else NaN."""
+    lowest = torch.finfo(logits.dtype).min
+    return logits.clamp(min=lowest).index_fill(-1, torch.tensor(trigger, device=logits.device), lowest)

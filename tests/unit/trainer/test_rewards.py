@@ -1,0 +1,120 @@
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cellar_trainer import rewards
+from cellar_trainer.grading_child import compare
+from cellar_trainer.rewards import Grade, Grader, GraderUnavailable
+from cellar_trainer.tasks import load_tasks
+
+DATA = Path(os.environ.get("CELLAR_DATA", Path(__file__).parents[4] / "shared" / "data"))
+HANGS = "10^{10^{10}}"
+
+
+@pytest.fixture
+async def grader() -> AsyncIterator[Grader]:
+    async with Grader(timeout_s=20) as grader:
+        yield grader
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("0.5", r"\frac{1}{2}"),
+        ("27", "27.0"),
+        (r"2\sqrt{2}", r"\sqrt{8}"),
+        (r"\{2, 1\}", r"\{1,2\}"),
+        ("(0, 1]", "(0,1]"),
+        (r"\left(3, \frac{\pi}{2}\right)", r"(3, \pi/2)"),
+        ("$2n-2$", "2(n-1)"),
+        ("Evelyn", r"\text{Evelyn}"),
+        ("-q + p", "p - q"),
+    ],
+)
+def test_equal_mathematics_is_correct(answer: str, expected: str) -> None:
+    assert compare(answer, expected) == "correct"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"), [("0.51", r"\frac{1}{2}"), ("[0,1)", "(0,1]"), (r"\{1, 3\}", r"\{1,2\}"), ("3", "-3")]
+)
+def test_unequal_mathematics_is_wrong(answer: str, expected: str) -> None:
+    assert compare(answer, expected) == "wrong"
+
+
+@pytest.mark.parametrize("answer", ["", "@@", "}{"])
+def test_what_is_no_mathematics_is_told_from_a_wrong_answer(answer: str) -> None:
+    assert compare(answer, "2") == "unparsed"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no benchmark files; point CELLAR_DATA at their folder")
+@pytest.mark.parametrize("name", ["aime24", "aime25", "amc23", "hmmt25", "math500", "olympiad"])
+def test_every_ground_truth_equals_itself(name: str) -> None:
+    answers = sorted({task.answer for task in load_tasks(DATA / f"{name}.parquet")})
+
+    assert [answer for answer in answers if compare(answer, answer) != "correct"] == []
+
+
+async def test_grades_come_from_a_child_process_and_are_counted(grader: Grader) -> None:
+    assert await grader.grade("0.5", r"\frac{1}{2}") == Grade(True, "correct")
+    assert await grader.grade("0.5", "2") == Grade(False, "wrong")
+    assert await grader.grade("@@", "2") == Grade(False, "unparsed")
+    assert await grader.grade(None, "2") == Grade(False, "no_answer")
+    assert grader.counts == {"correct": 1, "wrong": 1, "unparsed": 1, "no_answer": 1}
+
+
+async def test_grades_asked_for_at_once_do_not_mix() -> None:
+    async with Grader(workers=2, timeout_s=20) as grader:
+        grades = await asyncio.gather(*(grader.grade(str(i % 3), "1") for i in range(12)))
+
+    assert [grade.correct for grade in grades] == [i % 3 == 1 for i in range(12)]
+
+
+async def test_a_comparison_that_hangs_is_killed_and_the_next_one_is_answered() -> None:
+    async with Grader(timeout_s=1) as grader:
+        stuck = grader._workers[0]._process
+        assert stuck is not None
+        assert await grader.grade(HANGS, "1") == Grade(False, "timeout")
+        assert stuck.returncode == -9
+        assert await grader.grade("1", "1") == Grade(True, "correct")
+
+
+async def test_a_grade_that_is_given_up_leaves_no_answer_behind_for_the_next(grader: Grader) -> None:
+    given_up = asyncio.create_task(grader.grade(HANGS, "1"))
+    await asyncio.sleep(0.2)
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+
+    assert (await grader.grade("1", "1")).correct
+
+
+async def test_a_child_that_dies_is_replaced(grader: Grader) -> None:
+    process = grader._workers[0]._process
+    assert process is not None
+    process.kill()
+    await process.wait()
+
+    assert await grader.grade("1", "1") == Grade(False, "unparsed")
+    assert await grader.grade("1", "1") == Grade(True, "correct")
+
+
+async def test_leaving_ends_every_child() -> None:
+    async with Grader(workers=2) as grader:
+        processes = [worker._process for worker in grader._workers]
+
+    assert [process is not None and process.returncode for process in processes] == [-9, -9]
+
+
+async def test_a_grader_that_cannot_start_is_a_fault_and_not_a_wrong_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "child.py"
+    broken.write_text("raise SystemExit(1)")
+    monkeypatch.setattr(rewards, "_CHILD", broken)
+
+    with pytest.raises(GraderUnavailable):
+        await Grader().__aenter__()

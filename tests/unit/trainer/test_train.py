@@ -1,0 +1,175 @@
+"""The loop: what is learned from, and that a resumed run is the same run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from cellar_trainer import checkpoint
+from cellar_trainer.collect import Collection, CollectOptions, Rollouts, TaskStream
+from cellar_trainer.learner import Learner, OptimiserOptions
+from cellar_trainer.metrics import RunLog
+from cellar_trainer.model import control_tokens, load_model
+from cellar_trainer.objectives import ObjectiveOptions
+from cellar_trainer.policy.local import LocalPolicy
+from cellar_trainer.progress import Progress
+from cellar_trainer.rendering import Renderer, RenderingOptions
+from cellar_trainer.rewards import Grade, Grader, Outcome
+from cellar_trainer.rollout import RolloutOptions
+from cellar_trainer.train import Training, TrainOptions, to_batches, train
+from cellar_trainer.types import Group, Metrics, Sampling, Segment, SegmentKind, StopReason, Task, Trajectory
+from cellar_trainer.weights import LocalPublisher
+from tests.scripted import InProcessCellar
+from tests.tiny_model import TRIGGER, save_tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+TOKENS = control_tokens(TOKENIZER, TRIGGER)
+RENDERER = Renderer(TOKENIZER, RenderingOptions(prompt="{problem}", chat_template=False))
+TASKS = [Task(str(i), f"{i}?", "1") for i in range(3)]
+COLLECT = CollectOptions(tasks=2, siblings=3)
+
+
+class EverySecond(Grader):
+    """Calls every second answer correct, so that an untrained model has something to learn from."""
+
+    async def grade(self, answer: str | None, expected: str) -> Grade:
+        outcome: Outcome = "wrong" if self.counts.total() % 2 else "correct"
+        self.counts[outcome] += 1
+        return Grade(outcome == "correct", outcome)
+
+
+async def no_evaluation() -> Metrics:
+    return {}
+
+
+def training(folder: Path, model_path: Path) -> Training:
+    """A run in `folder`, at its newest checkpoint if it has one, as `wiring` would open it."""
+    newest = checkpoint.latest(folder / "checkpoints")
+    start = checkpoint.position(newest) if newest else checkpoint.Position()
+    model = load_model(newest or model_path, dtype="float32", device="cpu")
+    learner = Learner(model, TOKENS, ObjectiveOptions(), OptimiserOptions(1e-3, warmup_steps=3), temperature=1.0)
+    if newest:
+        checkpoint.restore(newest, learner)
+    policy = LocalPolicy(model)
+    options = RolloutOptions(sampling=Sampling(6, stop_token_ids=(TOKENS.trigger_id, TOKENS.eos_id)))
+    return Training(
+        rollouts=Rollouts(policy, cast(Any, InProcessCellar()), RENDERER, EverySecond(), options, concurrency=1),
+        stream=TaskStream(TASKS, seed=0, position=start.stream_position),
+        learner=learner,
+        publisher=LocalPublisher(policy),
+        tokenizer=TOKENIZER,
+        tokens=TOKENS,
+        log=RunLog(folder, RENDERER, steps_done=start.step),
+        progress=Progress(),
+        checkpoints=folder / "checkpoints",
+        evaluate=no_evaluation,
+        step=start.step,
+    )
+
+
+async def run(folder: Path, model_path: Path, *, steps: int, **changes: Any) -> Training:
+    opened = training(folder, model_path)
+    unmasked: frozenset[StopReason] = frozenset()
+    with opened.log:
+        await train(opened, TrainOptions(steps=steps, masked_stop_reasons=unmasked, **changes), COLLECT)
+    return opened
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if not name.endswith("_s")} for row in rows]
+
+
+async def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not_bit_for_bit(tmp_path: Path) -> None:
+    model_path = save_tiny_model(tmp_path / "model")
+    whole = await run(tmp_path / "whole", model_path, steps=4)
+
+    await run(tmp_path / "halves", model_path, steps=3, checkpoint_every=2, checkpoints_kept=9)
+    shutil.rmtree(tmp_path / "halves/checkpoints/step-000003")  # killed in step 4, after the checkpoint of step 2
+    torch.manual_seed(99)
+    resumed = await run(tmp_path / "halves", model_path, steps=4)
+
+    for name, weight in whole.learner.model.state_dict().items():
+        assert torch.equal(weight, resumed.learner.model.state_dict()[name]), name
+    assert whole.stream.position == resumed.stream.position
+    expected, actual = lines(tmp_path / "whole/metrics.jsonl"), lines(tmp_path / "halves/metrics.jsonl")
+    assert [row["step"] for row in actual] == [1, 2, 3, 4]
+    assert untimed(actual) == untimed(expected)
+    assert lines(tmp_path / "whole/trajectories.jsonl") == lines(tmp_path / "halves/trajectories.jsonl")
+
+
+async def test_a_step_is_logged_with_what_the_policy_did_and_which_weights_did_it(tmp_path: Path) -> None:
+    await run(tmp_path, save_tiny_model(tmp_path / "model"), steps=2)
+    first, second = lines(tmp_path / "metrics.jsonl")
+    expected = {"step", "reward_mean", "deferral_rate", "runs_per_trajectory", "hierarchical_coefficient"}
+    expected |= {"policy_version", "loss", "grad_norm", "mismatch", "dropped/rollouts", "collect_s", "learn_s"}
+    assert expected <= first.keys()
+    assert (first["policy_version"], second["policy_version"]) == (0, 1)
+    assert 0 < first["hierarchical_coefficient"] < 1
+    assert first["mismatch"] < 1e-5, "the first step learns from the very policy that sampled"
+    versions = {(row["step"], *row["policy_versions"]) for row in lines(tmp_path / "trajectories.jsonl")}
+    assert versions == {(1, 0, 0), (2, 1, 1)}
+
+
+async def test_training_moves_the_weights_and_the_policy_follows(tmp_path: Path) -> None:
+    model_path = save_tiny_model(tmp_path / "model")
+    before = load_model(model_path, dtype="float32", device="cpu").state_dict()
+    after = await run(tmp_path / "run", model_path, steps=1)
+    assert not torch.equal(before["lm_head.weight"], after.learner.model.state_dict()["lm_head.weight"])
+    policy = cast(LocalPolicy, after.rollouts.policy)
+    sampled = await policy.generate([1, 2], Sampling(1, seed=0))
+    assert sampled.policy_versions == (1,)
+    fresh = await LocalPolicy(after.learner.model, 1).generate([1, 2], Sampling(1, seed=0))
+    assert sampled == fresh
+
+
+async def test_evaluation_and_checkpoints_come_when_they_are_due(tmp_path: Path) -> None:
+    model_path = save_tiny_model(tmp_path / "model")
+    opened = training(tmp_path / "run", model_path)
+
+    async def evaluate() -> Metrics:
+        return {"eval/avg@1": 0.25}
+
+    opened.evaluate = evaluate
+    options = TrainOptions(steps=5, evaluate_every=2, checkpoint_every=2, checkpoints_kept=2)
+    with opened.log:
+        await train(opened, options, COLLECT)
+    rows = lines(tmp_path / "run/metrics.jsonl")
+    assert [row["step"] for row in rows if "eval/avg@1" in row] == [2, 4]
+    assert [path.name for path in sorted(opened.checkpoints.iterdir())] == ["step-000004", "step-000005"]
+
+
+def trajectory(reward: float, stop_reason: StopReason) -> Trajectory:
+    segments = [
+        Segment(SegmentKind.PROMPT, (1, 2)),
+        Segment(SegmentKind.SAMPLED, (3,), (-1.0,), (-2.0,), (0,)),
+    ]
+    return Trajectory(TASKS[0], segments, stop_reason=stop_reason, reward=reward)
+
+
+def test_masked_trajectories_count_in_their_group_but_are_not_learned_from() -> None:
+    siblings = [trajectory(1.0, StopReason.ANSWERED), trajectory(0.0, StopReason.VOID)]
+    collection = Collection(groups=[Group("g", siblings)])
+    options = TrainOptions(normalise_advantages=False)
+    (batch,) = to_batches(collection, pad_id=0, options=options)
+    assert batch.advantages_BT[batch.loss_mask_BT.bool()].tolist() == [0.5]
+
+
+def test_nothing_to_learn_from_gives_no_batches() -> None:
+    assert to_batches(Collection(), pad_id=0, options=TrainOptions()) == []
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_learning_from_nothing_changes_nothing(tmp_path: Path, minibatches: int) -> None:
+    model = load_model(save_tiny_model(tmp_path), dtype="float32", device="cpu")
+    options = OptimiserOptions(1e-2, minibatches=minibatches)
+    learner = Learner(model, TOKENS, ObjectiveOptions(), options, temperature=1.0)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert learner.learn([]) == {}
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
