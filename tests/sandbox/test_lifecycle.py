@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cellar_client.schemas import Limits
-from cellar_executor.cgroups import open_cgroups
+from cellar_executor.cgroups import TREE_PREFIX, open_cgroups
 from cellar_executor.jailed_kernel import JailedKernel
 from cellar_executor.kernel import SupervisorConfig
 from cellar_executor.supervisor import ProcessSupervisor
@@ -211,7 +211,7 @@ def open_fds() -> int:
 
 
 def cgroup_folders(server: int | None = None) -> set[str]:
-    return {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/cellar-{server or os.getpid()}-*/**/")}
+    return {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{TREE_PREFIX}{server or os.getpid()}-*/**/")}
 
 
 async def until(holds: object, within_s: float = 5.0) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from cellar_client.schemas import CreateSession, FieldProblem, Limits, LimitsRequest
 from cellar_executor.errors import Refusal, invalid_field
 from cellar_executor.ids import is_server_made
-from cellar_executor.store import SessionConfig
+from cellar_executor.records import SessionConfig
 
 MAX_METADATA_BYTES = 16_384
 

@@ -1,16 +1,14 @@
 """One control group for each session: what it may use of the host, read and enforced from outside.
 
 Version 2 where the server has it delegated, else version 1 where the server may write (root), else none: then the
-watchdog is what is left. Names carry the server's pid and start time, so that a later server can clear up after one
-that was killed.
+watchdog is what is left. A server locks its folder while it lives, so that a later one can tell what a killed one left.
 """
 
 import asyncio
+import fcntl
 import logging
 import os
-import re
 import secrets
-import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ JAIL_OVERHEAD_PROCESSES = 2
 """nsjail itself, and the process that becomes it; RLIMIT_NPROC holds the cells to the exact number."""
 REMOVE_ATTEMPTS = 60
 REMOVE_PAUSE_S = 0.05
-_TREE_NAME = re.compile(r"cellar-(\d+)-(\d+)-[0-9a-f]+")
+TREE_PREFIX = "cellar-sessions-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +83,7 @@ class CgroupTree:
 
     version: Version
     parents: Mapping[str, Path]
+    locks: tuple[int, ...]
 
     def create(self, name: str, limits: Limits) -> SessionCgroup:
         folders = {controller: parent / name for controller, parent in self.parents.items()}
@@ -101,6 +100,8 @@ class CgroupTree:
     async def remove(self) -> None:
         for parent in set(self.parents.values()):
             await remove_folder(parent)
+        for fd in self.locks:
+            os.close(fd)
 
 
 def open_cgroups() -> CgroupTree | None:
@@ -120,14 +121,24 @@ def open_cgroups() -> CgroupTree | None:
 def make_tree(version: Version, folders: Mapping[str, Path]) -> CgroupTree:
     if version is V2:
         delegate(folders["memory"])
-    name = f"cellar-{os.getpid()}-{start_time(os.getpid())}-{secrets.token_hex(4)}"
+    name = f"{TREE_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     parents = {controller: folder / name for controller, folder in folders.items()}
-    for folder in set(folders.values()):
-        sweep(folder)
-        (folder / name).mkdir()
+    locks = tuple(make_folder(parent) for parent in sorted(set(parents.values())))
     if version is V2:
         enable_controllers(parents["memory"])
-    return CgroupTree(version, parents)
+    return CgroupTree(version, parents, locks)
+
+
+def make_folder(tree: Path) -> int:
+    """Make a server's folder; the lock on it. A sweep cannot come between the two."""
+    above = lock(tree.parent)
+    try:
+        tree.mkdir()
+        held = lock(tree)
+        sweep(tree.parent)
+        return held
+    finally:
+        os.close(above)
 
 
 # --- where the hierarchies are ------------------------------------------------------------------
@@ -183,28 +194,31 @@ def enable_controllers(folder: Path) -> None:
 # --- clearing up --------------------------------------------------------------------------------
 
 
-def sweep(folder: Path) -> None:
-    """Remove what servers that are dead by now left here."""
-    for tree in folder.glob("cellar-*-*-*"):
-        match = _TREE_NAME.fullmatch(tree.name)
-        if match is None or start_time(int(match[1])) == int(match[2]):
-            continue
-        for group in (*tree.glob("*/"), tree):
-            for pid in (group / "cgroup.procs").read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
-            try:
-                group.rmdir()
-            except OSError as exc:
-                log.warning("a dead server's cgroup %s stays: %s", group, exc)
-
-
-def start_time(pid: int) -> int | None:
-    """In clock ticks since boot; with the pid it names a process for good. None when there is no such process."""
+def lock(folder: Path, how: int = fcntl.LOCK_EX) -> int:
+    """An fd that holds a lock on the folder until it is closed. Raises `BlockingIOError` with LOCK_NB."""
+    fd = os.open(folder, os.O_RDONLY)
     try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(after_name.split()[19])
+        fcntl.flock(fd, how)
+    except BlockingIOError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def sweep(folder: Path) -> None:
+    """Remove what servers that are dead by now left here: those whose lock is free."""
+    for tree in folder.glob(f"{TREE_PREFIX}*"):
+        try:
+            fd = lock(tree, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        try:
+            for group in (*tree.glob("*/"), tree):
+                group.rmdir()
+        except OSError as exc:
+            log.warning("a dead server's cgroup %s stays: %s", tree, exc.strerror)
+        finally:
+            os.close(fd)
 
 
 async def remove_folder(folder: Path) -> None:

@@ -5,9 +5,9 @@ from cellar_executor.admission import check_runtime, decode_files, limits_within
 from cellar_executor.errors import invalid_field
 from cellar_executor.ids import Ids
 from cellar_executor.kernel import Kernel
+from cellar_executor.records import RunHead
 from cellar_executor.runs import finished, run_from
 from cellar_executor.sessions import Sessions
-from cellar_executor.store import RunHead
 
 
 async def execute(

@@ -25,7 +25,8 @@ from pydantic import BaseModel
 from cellar_executor.background import Background
 from cellar_executor.errors import Refusal, StoreUnavailable
 from cellar_executor.ids import Ids
-from cellar_executor.store import Claim, Store
+from cellar_executor.records import Claim
+from cellar_executor.store import Store
 
 Work = Callable[[Ids], Coroutine[Any, Any, BaseModel | None]]
 """Does what the request asks, under these ids."""

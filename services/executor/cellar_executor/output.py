@@ -42,7 +42,7 @@ class OutputRing:
         return f"{_decode(_whole_end(self._head))}\n... [{self.cut} bytes cut] ...\n{_decode(_whole_start(self._tail))}"
 
     def _trim(self) -> None:
-        del self._tail[: len(self._tail) - self._tail_limit]
+        del self._tail[: max(0, len(self._tail) - self._tail_limit)]
 
 
 def _decode(data: bytes) -> str:

@@ -18,10 +18,11 @@ from cellar_executor.background import Background
 from cellar_executor.errors import Refusal, StoreUnavailable
 from cellar_executor.ids import Ids, Ref
 from cellar_executor.kernel import CellOutcome
+from cellar_executor.records import Begun, CellRecord, RunHead, StartedCell
 from cellar_executor.recovery import Recovery
 from cellar_executor.runs import finished, run_from
 from cellar_executor.sessions import LiveSession
-from cellar_executor.store import Begun, CellRecord, RunHead, StartedCell, Store
+from cellar_executor.store import Store
 
 STORE_PATIENCE_S = 5.0
 STORE_RETRY_S = 0.2

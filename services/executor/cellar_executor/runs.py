@@ -5,7 +5,7 @@ from typing import cast
 
 from cellar_client.schemas import Cell, Run, RunStatus
 from cellar_executor.kernel import CellOutcome
-from cellar_executor.store import RunHead
+from cellar_executor.records import RunHead
 
 FINISHED = ("ok", "error")
 

@@ -32,6 +32,7 @@ from cellar_executor.sessions import LiveSession, Sessions, wire
 from cellar_executor.store import Store
 
 SELF_TEST_EVERY_S = 10.0
+LAST_WRITES_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +74,12 @@ class Service:
         if origin is not None:
             raise Refusal("session_exists")
         with self._sessions.reserve():
-            kernel = await self._sessions.start_kernel(config.limits, config.runtime, config.seed)
+            live = await self._sessions.open(ref, config)
             try:
                 record = await self._store.create(ref, config, origin=ids.nonce)
             except BaseException:
-                await kernel.close()
+                await self._sessions.close(ref)
                 raise
-            live = self._sessions.adopt(record, kernel)
         log.info("session created", extra={"session_id": ref.session_id})
         return wire(record, live)
 
@@ -194,9 +194,9 @@ class Service:
         await self.background.drain(timeout_s)
 
     async def close(self) -> None:
-        """Close all kernels. A cell that still ran is recorded as killed, if Redis takes it at once."""
+        """Close all kernels. A cell that still ran is recorded as killed, if Redis takes that soon."""
         await self._sessions.close_all()
-        await self.background.drain(1.0)
+        await self.background.drain(LAST_WRITES_S)
         await self.background.cancel()
 
     async def expire(self) -> None:

@@ -10,7 +10,7 @@ from cellar_client.schemas import Limits, Session, SessionStatus
 from cellar_executor.errors import Refusal
 from cellar_executor.ids import Ref
 from cellar_executor.kernel import Kernel, KernelUnavailable, Supervisor
-from cellar_executor.store import SessionConfig, SessionRecord
+from cellar_executor.records import SessionConfig, SessionRecord
 
 
 @dataclass
@@ -72,14 +72,20 @@ class Sessions:
     def get(self, ref: Ref) -> LiveSession | None:
         return self._live.get(ref)
 
-    def adopt(self, record: SessionRecord, kernel: Kernel | None = None) -> LiveSession:
-        """Hold a session; without a kernel, one whose kernel died with an earlier server."""
-        known = self._live.get(record.ref)
-        if known is not None:
-            return known
-        live = LiveSession(record.ref, record.config, record.generation, kernel, given_up=record.lost)
-        self._live[record.ref] = live
+    async def open(self, ref: Ref, config: SessionConfig) -> LiveSession:
+        """Hold a new session with a fresh kernel. Raises `session_exists`, `kernel_unavailable`."""
+        live = LiveSession(ref, config, generation=1)
+        live.kernel = await self.fresh_kernel(live)
+        if ref in self._live:
+            await live.kernel.close()
+            raise Refusal("session_exists")
+        self._live[ref] = live
         return live
+
+    def adopt(self, record: SessionRecord) -> LiveSession:
+        """Hold a session whose kernel died with an earlier server."""
+        earlier = LiveSession(record.ref, record.config, record.generation, given_up=record.lost)
+        return self._live.setdefault(record.ref, earlier)
 
     @contextlib.contextmanager
     def reserve(self) -> Iterator[None]:

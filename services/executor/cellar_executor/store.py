@@ -23,24 +23,35 @@ and its kernel with it.
                                      setting, longer than any client retries
 """
 
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal, cast
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError, ResponseError
 
-from cellar_client.schemas import Cell, CellStatus, Limits, Recovery
+from cellar_client.schemas import Cell
 from cellar_executor.errors import Refusal, StoreUnavailable
 from cellar_executor.ids import Ref, is_server_made
+from cellar_executor.records import (
+    Accepted,
+    Begun,
+    CellRecord,
+    Claim,
+    Known,
+    Quotas,
+    RunHead,
+    SessionConfig,
+    SessionRecord,
+    StartedCell,
+    cell_record,
+    session_record,
+)
 
 SERVER = "cellar:server"
 SESSIONS = "cellar:sessions"
@@ -49,91 +60,6 @@ EVERY_SCRIPT = (
     *("create", "accept", "begin", "step", "withdraw", "renew", "lose", "delete"),
     *("claim", "settle"),
 )
-
-
-class SessionConfig(BaseModel):
-    """What a session was created with; never changes."""
-
-    model_config = ConfigDict(frozen=True)
-
-    runtime: str
-    limits: Limits
-    recovery: Recovery
-    idle_ttl_s: float
-    seed: int | None
-    metadata: dict[str, JsonValue]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRecord:
-    ref: Ref
-    config: SessionConfig
-    generation: int
-    base_generation: int
-    created_at: float
-    expires_at: float
-    cells_total: int
-    cells_pending: int
-    lost: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CellRecord:
-    cell: Cell
-    run_id: str | None
-    generation: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class StartedCell:
-    index: int
-    cell_id: str
-    code: str
-
-
-class RunHead(BaseModel):
-    """What a run has beside its cells."""
-
-    run_id: str
-    generation: int
-    queue_s: float
-    recovered: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    indices: list[int]
-    cells_before: int
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    bound: int
-    """Index of the last cell that belongs to the run, if it was pending."""
-    first: StartedCell | None
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """The run was begun before (a retry), or its own cell was: `index`."""
-
-    index: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    kind: Literal["first", "mismatch", "unanswered", "answered"]
-    nonce: str = ""
-    status: int = 0
-    body: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Quotas:
-    max_sessions: int
-    max_pending_cells: int
-    max_log_bytes: int
-    answer_ttl_s: int
 
 
 @asynccontextmanager
@@ -337,7 +263,7 @@ class Store:
             rows = await _answer(pipe.execute())
         if not all(rows):
             raise Refusal("session_not_found")
-        return [_cell_record(index, row, self.instance) for index, row in zip(indices, rows, strict=True)]
+        return [cell_record(index, row, self.instance) for index, row in zip(indices, rows, strict=True)]
 
     async def run(self, ref: Ref, run_id: str) -> tuple[RunHead, list[CellRecord]]:
         """A run's head and cells. Raises `session_not_found`, `run_not_found`."""
@@ -390,7 +316,7 @@ class Store:
         if not skip_missing and not all(rows[::2]):
             raise Refusal("session_not_found")
         return [
-            _session_record(ref, row, pending)
+            session_record(ref, row, pending)
             for ref, row, pending in zip(refs, rows[::2], rows[1::2], strict=True)
             if row
         ]
@@ -428,30 +354,3 @@ def _check(reply: str) -> None:
 
 def _started(flat: Sequence[Any]) -> list[StartedCell]:
     return [StartedCell(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
-
-
-def _session_record(ref: Ref, row: dict[str, str], pending: int) -> SessionRecord:
-    return SessionRecord(
-        ref=ref,
-        config=SessionConfig.model_validate_json(row["config"]),
-        generation=int(row["generation"]),
-        base_generation=int(row["base"]),
-        created_at=float(row["created_at"]),
-        expires_at=float(row["expires_at"]),
-        cells_total=int(row["cells"]),
-        cells_pending=pending,
-        lost="lost" in row,
-    )
-
-
-def _cell_record(index: int, row: dict[str, str], instance: str) -> CellRecord:
-    status = cast(CellStatus, row["status"])
-    if status == "running" and row["instance"] != instance:
-        status = "lost"  # the server that started it is gone; whether it ran to its end is unknown
-    outcome = json.loads(row.get("outcome", "{}"))
-    generation = row.get("generation")
-    return CellRecord(
-        cell=Cell(cell_id=row["cell_id"], index=index, status=status, code=row["code"], **outcome),
-        run_id=row.get("run_id"),
-        generation=None if generation is None else int(generation),
-    )

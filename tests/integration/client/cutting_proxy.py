@@ -10,8 +10,8 @@ class CuttingProxy:
         server = urlsplit(server_url)
         self._server = (server.hostname, server.port)
         self._to_clients: set[asyncio.StreamWriter] = set()
+        self._connections: set[asyncio.Task[None]] = set()
         self._reply_to_lose = b""
-        self.connections = 0
 
     async def __aenter__(self) -> Self:
         self._listener = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -22,7 +22,7 @@ class CuttingProxy:
     async def __aexit__(self, *exc_info: object) -> None:
         self._listener.close()
         self.cut()
-        await self._listener.wait_closed()
+        await asyncio.gather(*self._connections)
 
     def cut(self) -> None:
         """Cut every connection now."""
@@ -34,7 +34,9 @@ class CuttingProxy:
         self._reply_to_lose = containing
 
     async def _connected(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
         self._to_clients.add(to_client)
         from_server, to_server = await asyncio.open_connection(*self._server)
         async with asyncio.TaskGroup() as directions:

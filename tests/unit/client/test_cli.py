@@ -38,7 +38,17 @@ def test_a_failed_cell_shows_its_traceback_and_fails_the_command(capsys: pytest.
 def test_a_stopped_cell_is_named_with_its_place(capsys: pytest.CaptureFixture[str], status: str) -> None:
     cells = [cell(status="ok"), cell(status=status), cell(status="skipped")]
     assert report(run(status=status, cells=cells)) == 1
-    assert capsys.readouterr() == ("", f"cell 2 of 3: {status}\n")
+    assert capsys.readouterr() == ("", f"cell 2 of 3:\n{status}\n")
+
+
+def test_a_cell_stopped_by_an_interrupt_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    error = {"type": "KeyboardInterrupt", "message": "", "traceback": "KeyboardInterrupt\n"}
+    assert report(run(status="timeout", cells=[{**cell(status="timeout"), "error": error}])) == 1
+    assert capsys.readouterr().err == "KeyboardInterrupt\ntimeout\n"
+
+
+def test_only_a_line_feed_ends_a_line() -> None:
+    assert split_cells('x = "a\u2028# %% b"', "# %%") == ['x = "a\u2028# %% b"']
 
 
 def test_columns_line_up() -> None:
@@ -53,7 +63,13 @@ def test_the_server_is_described_whole() -> None:
         "cgroup": "v2",
         "host_uid": "shared",
     }
-    info = {"version": "1.2.3", "isolation": isolation, "limits": LIMITS, "max_sessions": 9, "runtimes": ["python"]}
+    info = {
+        "version": "1.2.3",
+        "isolation": isolation,
+        "limits": {**LIMITS, "output_bytes": 1_048_576},
+        "max_sessions": 9,
+        "runtimes": ["python"],
+    }
     text = describe(Info.model_validate(info))
-    for value in ["1.2.3", "warm", "pid, net", "allow-list", "v2", "shared", "9", "python", "65536", *LIMITS]:
+    for value in ["1.2.3", "warm", "pid, net", "allow-list", "v2", "shared", "9", "python", "1048576", *LIMITS]:
         assert value in text

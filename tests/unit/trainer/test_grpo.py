@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cellar_trainer.head import TokenScalars
-from cellar_trainer.objectives.base import ObjectiveOptions, TokenTerms, token_terms
+from cellar_trainer.objectives.base import ObjectiveOptions, TokenTerms, hierarchical_coefficient, token_terms
 from cellar_trainer.objectives.grpo import PolicyLoss, clipped_policy_loss, policy_metrics
 
 PLAIN = ObjectiveOptions(name="grpo", importance="none")
@@ -87,6 +87,15 @@ def test_a_token_the_sampler_thought_impossible_does_not_overflow() -> None:
     assert loss.tolist() == [3.0]
     assert leaf.grad is not None
     assert leaf.grad.isfinite().all()
+
+
+def test_the_coefficient_of_an_improbable_trigger_is_small_but_not_zero() -> None:
+    zero = torch.zeros(2)  # float32 knows no number between 1 - 6e-8 and 1
+    scalars = TokenScalars(zero, torch.tensor([-25.0, 25.0]), zero, zero)
+
+    coefficient_N = hierarchical_coefficient(scalars, torch.tensor([False, True]))
+
+    assert coefficient_N.tolist() == pytest.approx([math.exp(-25), -math.exp(-25)], rel=1e-5)
 
 
 def test_metrics_by_hand() -> None:

@@ -85,7 +85,7 @@ def test_lower_precision_keeps_float32_scalars(dtype: torch.dtype, tolerance: fl
 
 
 def test_the_gradient_of_the_head_is_summed_in_float32() -> None:
-    tokens = 4096  # in bfloat16, 256 + 1 = 256: a sum of ones would stop there
+    tokens = 512  # in bfloat16, 256 + 1 = 256: a sum of ones would stop there
     hidden_ND = torch.ones(tokens, 1, dtype=torch.bfloat16)
     weight_VD = torch.zeros(3, 1, dtype=torch.bfloat16, requires_grad=True)
 
@@ -130,7 +130,7 @@ def test_a_frozen_head_still_gives_the_hidden_states_their_gradient() -> None:
     assert hidden_ND.grad.abs().sum() > 0
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(eta=st.sampled_from([1e-6, 1e-2, 1.0, 30.0, 1e3]), columns=st.sampled_from([1, 5, 64]), seed=st.integers(0, 9))
 def test_the_passes_for_f_agree_with_full_logits(eta: float, columns: int, seed: int) -> None:
     trigger = 3

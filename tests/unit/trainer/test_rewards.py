@@ -1,5 +1,9 @@
 import asyncio
+import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -100,6 +104,24 @@ async def test_a_child_that_dies_is_replaced(grader: Grader) -> None:
 
     assert await grader.grade("1", "1") == Grade(False, "unparsed")
     assert await grader.grade("1", "1") == Grade(True, "correct")
+
+
+def test_a_child_that_is_stuck_ends_by_itself_when_its_parent_is_gone() -> None:
+    request = json.dumps([HANGS, "1"]) + "\n"
+
+    child = subprocess.run([sys.executable, "-I", rewards._CHILD, "1"], input=request, capture_output=True, text=True)
+
+    assert child.returncode == -signal.SIGALRM
+    assert child.stdout == "ready\n"
+
+
+async def test_the_child_has_a_memory_limit_and_none_of_our_environment(grader: Grader) -> None:
+    process = grader._workers[0]._process
+    assert process is not None
+    limits = Path(f"/proc/{process.pid}/limits").read_text()
+
+    assert f"Max address space         {4 * 2**30} " in limits
+    assert Path(f"/proc/{process.pid}/environ").read_bytes() == b""
 
 
 async def test_leaving_ends_every_child() -> None:

@@ -23,6 +23,8 @@ MISSING_LOGPROB = -9999.0
 UNPUBLISHED = "default"
 """What vLLM calls the weights it was started with: our version 0."""
 RETRY_PAUSE_S = 0.2
+HOTTEST = 2.0
+"""The highest temperature that vLLM takes."""
 
 
 class VLLMPolicy:
@@ -74,14 +76,13 @@ class VLLMPolicy:
         ]
 
     async def check(self, sampling: Sampling) -> None:
-        """Ask for two tokens as a rollout would, so that a server started wrongly is found before the first rollout.
+        """Ask for one token as a rollout would, so that a server started wrongly is found before the first rollout.
 
         Raises `PolicyUnavailable`. The log-probabilities have to be those after temperature, which is not vLLM's
         default.
         """
-        hot = 2.0 * sampling.temperature
         prompt = (*sampling.stop_token_ids, sampling.trigger_id or 0)
-        sampled = await self.generate(prompt, Sampling(1, temperature=hot, seed=0, trigger_id=sampling.trigger_id))
+        sampled = await self.generate(prompt, Sampling(1, HOTTEST, seed=0, trigger_id=sampling.trigger_id))
         scores = await self.score((*prompt, *sampled.token_ids))
         if math.isclose(sampled.logprobs[0], scores[-1], abs_tol=1e-6):
             raise PolicyUnavailable(

@@ -1,0 +1,123 @@
+"""What the store takes and gives: values, and how they stand in Redis."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from cellar_client.schemas import Cell, CellStatus, Limits, Recovery
+from cellar_executor.ids import Ref
+
+
+class SessionConfig(BaseModel):
+    """What a session was created with; never changes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    runtime: str
+    limits: Limits
+    recovery: Recovery
+    idle_ttl_s: float
+    seed: int | None
+    metadata: dict[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    ref: Ref
+    config: SessionConfig
+    generation: int
+    base_generation: int
+    created_at: float
+    expires_at: float
+    cells_total: int
+    cells_pending: int
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CellRecord:
+    cell: Cell
+    run_id: str | None
+    generation: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StartedCell:
+    index: int
+    cell_id: str
+    code: str
+
+
+class RunHead(BaseModel):
+    """What a run has beside its cells."""
+
+    run_id: str
+    generation: int
+    queue_s: float
+    recovered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    indices: list[int]
+    cells_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    bound: int
+    """Index of the last cell that belongs to the run, if it was pending."""
+    first: StartedCell | None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The run was begun before (a retry), or its own cell was: `index`."""
+
+    index: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    kind: Literal["first", "mismatch", "unanswered", "answered"]
+    nonce: str = ""
+    status: int = 0
+    body: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    max_sessions: int
+    max_pending_cells: int
+    max_log_bytes: int
+    answer_ttl_s: int
+
+
+def session_record(ref: Ref, row: Mapping[str, str], pending: int) -> SessionRecord:
+    return SessionRecord(
+        ref=ref,
+        config=SessionConfig.model_validate_json(row["config"]),
+        generation=int(row["generation"]),
+        base_generation=int(row["base"]),
+        created_at=float(row["created_at"]),
+        expires_at=float(row["expires_at"]),
+        cells_total=int(row["cells"]),
+        cells_pending=pending,
+        lost="lost" in row,
+    )
+
+
+def cell_record(index: int, row: Mapping[str, str], instance: str) -> CellRecord:
+    status = cast(CellStatus, row["status"])
+    if status == "running" and row["instance"] != instance:
+        status = "lost"  # the server that started it is gone; whether it ran to its end is unknown
+    outcome = json.loads(row.get("outcome", "{}"))
+    generation = row.get("generation")
+    return CellRecord(
+        cell=Cell(cell_id=row["cell_id"], index=index, status=status, code=row["code"], **outcome),
+        run_id=row.get("run_id"),
+        generation=None if generation is None else int(generation),
+    )

@@ -1,0 +1,98 @@
+import asyncio
+import os
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellar_executor.output import OutputRing, OutputStream
+
+MARKER_ROOM = 60
+
+
+@given(chunks=st.lists(st.binary(max_size=40)), limit=st.integers(min_value=2, max_value=100))
+def test_output_within_the_limit_is_whole_and_beyond_it_keeps_both_ends(chunks: list[bytes], limit: int) -> None:
+    ring = OutputRing(limit)
+    for chunk in chunks:
+        ring.feed(chunk)
+    data = b"".join(chunks)
+    assert ring.cut == max(0, len(data) - limit)
+    if ring.cut == 0:
+        assert ring.text() == data.decode("utf-8", "backslashreplace")
+    else:
+        assert f"[{ring.cut} bytes cut]" in ring.text()
+
+
+@given(text=st.text(min_size=60, max_size=200), limit=st.integers(min_value=16, max_value=40))
+def test_a_cut_goes_through_no_character(text: str, limit: int) -> None:
+    ring = OutputRing(limit)
+    ring.feed(text.encode())
+    head, _, tail = ring.text().partition("\n... [")
+    tail = tail.partition("] ...\n")[2]
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert limit - 6 <= len(head.encode()) + len(tail.encode()) <= limit
+
+
+def test_a_flood_is_kept_in_bounded_memory() -> None:
+    ring = OutputRing(1000)
+    for _ in range(1000):
+        ring.feed(b"x" * 10_000)
+    assert (ring.total, ring.cut) == (10_000_000, 9_999_000)
+    assert len(ring.text()) < 1000 + MARKER_ROOM
+
+
+async def test_what_is_written_between_cells_belongs_to_none() -> None:
+    read_end, write_end = os.pipe()
+    stream = OutputStream(read_end, 100)
+    stream.begin()
+    os.write(write_end, b"first")
+    assert stream.finish().text() == "first"
+    os.write(write_end, b"late")
+    await asyncio.sleep(0.01)
+    os.write(write_end, b"later")
+    stream.begin()
+    os.write(write_end, b"second")
+    assert stream.finish().text() == "second"
+    stream.close()
+    os.close(write_end)
+
+
+async def test_more_than_a_pipe_holds_is_drained_while_the_cell_runs() -> None:
+    read_end, write_end = os.pipe()
+    stream = OutputStream(read_end, 10 << 20)
+    stream.begin()
+    await asyncio.to_thread(write_all, write_end, b"x" * (5 << 20))
+    assert stream.finish().total == 5 << 20
+    stream.close()
+    os.close(write_end)
+
+
+async def test_between_cells_a_flood_waits_in_the_pipe() -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    stream = OutputStream(read_end, 100)
+    written = 0
+    for _ in range(50):
+        try:
+            written += os.write(write_end, b"x" * 65536)
+        except BlockingIOError:
+            await asyncio.sleep(0)
+    assert written <= 65536
+    stream.close()
+    os.close(write_end)
+
+
+async def test_what_a_dead_writer_left_in_the_pipe_is_kept() -> None:
+    read_end, write_end = os.pipe()
+    stream = OutputStream(read_end, 100)
+    stream.begin()
+    os.write(write_end, b"last words")
+    os.close(write_end)
+    stream.close()
+    assert stream.finish().text() == "last words"
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
