@@ -38,7 +38,8 @@ def tiny_model(*, seed: int = 0, tied: bool = False, context: int = 1024) -> Qwe
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.3,
     )
-    return Qwen3ForCausalLM(config).float().eval()
+    model: Qwen3ForCausalLM = Qwen3ForCausalLM(config).float().eval()
+    return model
 
 
 def save_tiny_model(folder: Path, *, seed: int = 0, tied: bool = False, context: int = 1024) -> Path:

@@ -12,7 +12,7 @@ from tests.tiny_model import save_tiny_model
 
 @contextmanager
 def tiny_vllm(folder: Path) -> Iterator[VLLMServer]:
-    """Skips where vLLM's environment was not built. The model's embeddings are tied, the harder case for new weights."""
+    """Skips where vLLM's environment was not built. The embeddings are tied, the harder case for new weights."""
     if not DEFAULT_PYTHON.exists():
         pytest.skip("no vLLM here: make setup-vllm builds its environment")
     model_dir = save_tiny_model(folder / "model", tied=True)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from cellar_client.schemas import Limits
 from cellar_executor.cgroups import TREE_PREFIX, open_cgroups
 from cellar_executor.jailed_kernel import JailedKernel
 from cellar_executor.kernel import SupervisorConfig
-from cellar_executor.supervisor import ProcessSupervisor
+from cellar_executor.supervisor import ProcessSupervisor, open_supervisor
 from tests.sandbox.conftest import LIMITS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -182,6 +183,18 @@ async def test_the_jail_holds_and_says_how(supervisor: ProcessSupervisor) -> Non
     isolation = supervisor.isolation
     assert (isolation.tier, isolation.seccomp) == ("strict", "allow-list")
     assert isolation.host_uid == ("per-session" if os.geteuid() == 0 else "shared")
+
+
+async def test_a_runtime_below_a_closed_temporary_folder_works(config: SupervisorConfig, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    runtime = tmp_path / "clone/env"
+    making = await asyncio.create_subprocess_exec(config.runtimes["python"], "-m", "venv", "--without-pip", runtime)
+    assert await making.wait() == 0
+    supervisor = await open_supervisor(replace(config, runtimes={"python": runtime / "bin/python"}))
+    kernel = await supervisor.start(limits=LIMITS, runtime="python", seed=None)
+    outcome = await kernel.run_cell("import sys, json; sys.prefix", timeout_s=5)
+    await supervisor.close()
+    assert outcome.result == repr(str(runtime))
 
 
 async def test_many_sessions_start_at_once(supervisor: ProcessSupervisor) -> None:

@@ -3,11 +3,13 @@
 import hashlib
 import hmac
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cellar_executor.errors import Refusal, respond
+from cellar_executor.settings import is_loopback
 
 
 class Gate:
@@ -24,17 +26,17 @@ class Gate:
         headers = Headers(scope=scope)
         try:
             if scope["path"].startswith("/v1/"):
-                scope.setdefault("state", {})["tenant"] = self._tenant(headers.get("authorization", ""))
+                scope.setdefault("state", {})["tenant"] = self._tenant(headers)
             body = await self._body(headers, receive)
         except Refusal as refusal:
             # The rest of a refused body is not read, so the connection cannot be used again.
             return await respond(refusal, {"Connection": "close"})(scope, receive, send)
         await self._app(scope, _replay(body, receive), send)
 
-    def _tenant(self, authorization: str) -> str:
+    def _tenant(self, headers: Headers) -> str:
         if not self._tenants:
-            return "default"
-        scheme, _, key = authorization.partition(" ")
+            return _local_tenant(headers.get("host", ""))
+        scheme, _, key = headers.get("authorization", "").partition(" ")
         given = _digest(key)
         # Every key is compared, each in constant time: the answer's time tells nothing about them.
         matches = [tenant for digest, tenant in self._tenants.items() if hmac.compare_digest(digest, given)]
@@ -61,6 +63,13 @@ class Gate:
 
     def _too_large(self) -> Refusal:
         return Refusal("body_too_large", f"more than {self._max_body_bytes} bytes")
+
+
+def _local_tenant(host: str) -> str:
+    """Without keys only this machine is served, by its own names: a web page that rebinds its name to it is not."""
+    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        raise Refusal("unauthorized", "without API keys the server answers to loopback names only")
+    return "default"
 
 
 def _digest(key: str) -> bytes:

@@ -1,6 +1,5 @@
 """Why a host does not let a jail start, and the command that mends it."""
 
-import os
 from pathlib import Path
 
 _SWITCHES = (
@@ -16,9 +15,8 @@ def remedy(sysctl: Path = SYSCTL) -> str:
     for path, closed, opened in _SWITCHES:
         switch = sysctl / path
         if switch.exists() and switch.read_text().strip() == closed:
-            return f"user namespaces are switched off on this host: `sudo sysctl -w {opened}`"
-    who = "root without CAP_SYS_ADMIN" if os.geteuid() == 0 else "an ordinary user"
+            return f"User namespaces are switched off on this host: `sudo sysctl -w {opened}`"
     return (
-        f"this process ({who}) may not make namespaces; in a container, run it with a seccomp profile that allows "
-        "clone, unshare, mount, umount2, pivot_root and sethostname (`docker run --security-opt seccomp=PROFILE`)"
+        "If it was not permitted to make namespaces, as in a container by default: run it with a seccomp profile that "
+        "allows clone, unshare, mount, umount2, pivot_root and sethostname (`docker run --security-opt seccomp=PROFILE`)"
     )

@@ -114,9 +114,12 @@ def describe(jail: Jail) -> NsJailConfig:
 
 
 def mounts(jail: Jail) -> list[MountPt]:
-    """No /proc and no /sys: what they tell of the host is nothing to a cell."""
+    """In the order of mounting: a runtime may lie below /tmp. No /proc, no /sys: they tell of the host."""
     scratch_mb = min(jail.limits.disk_mb, SCRATCH_MB)
     return [
+        writable(WORKDIR, jail.limits.disk_mb, mode="0700"),
+        writable("/tmp", scratch_mb, mode="1777"),
+        writable("/dev/shm", min(scratch_mb, SHARED_MEMORY_MB), mode="1777"),
         *(system_library(path) for path in SYSTEM_LIBRARIES if path.exists()),
         *(read_only(path, path) for path in (Path("/etc/ld.so.cache"),) if path.exists()),
         read_only(Path("/bin/sh").resolve(), Path("/bin/sh")),
@@ -124,9 +127,6 @@ def mounts(jail: Jail) -> list[MountPt]:
         *(MountPt(src=f"/dev/{name}", dst=f"/dev/{name}", is_bind=True, rw=True, nosuid=True) for name in DEVICES),
         *(read_only(jail.sources.get(tree, tree), tree) for tree in jail.runtime.trees),
         read_only(jail.sources.get(KERNEL_MAIN, KERNEL_MAIN), Path(KERNEL_MAIN_IN_JAIL)),
-        writable(WORKDIR, jail.limits.disk_mb, mode="0700"),
-        writable("/tmp", scratch_mb, mode="1777"),
-        writable("/dev/shm", min(scratch_mb, SHARED_MEMORY_MB), mode="1777"),
     ]
 
 

@@ -23,6 +23,7 @@ and its kernel with it.
                                      setting, longer than any client retries
 """
 
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -33,7 +34,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from cellar_client.schemas import Cell
 from cellar_executor.errors import Refusal, StoreUnavailable
@@ -55,7 +56,8 @@ from cellar_executor.records import (
 
 SERVER = "cellar:server"
 SESSIONS = "cellar:sessions"
-UNAVAILABLE_REPLIES = ("FENCED", "OOM", "MISCONF", "LOADING", "READONLY", "BUSY")
+UNAVAILABLE = re.compile(r"(^|-)(FENCED|OOM|MISCONF|READONLY|BUSY) ")
+"""Error replies, whole or quoted by the script that met them, that say: not now."""
 EVERY_SCRIPT = (
     *("create", "accept", "begin", "step", "withdraw", "renew", "lose", "delete"),
     *("claim", "settle"),
@@ -327,7 +329,7 @@ async def _answer(reply: Any) -> Any:
     try:
         return await reply
     except ResponseError as error:
-        if str(error).startswith(UNAVAILABLE_REPLIES):
+        if isinstance(error, (OutOfMemoryError, ReadOnlyError)) or UNAVAILABLE.search(str(error)):
             raise StoreUnavailable(str(error)) from error
         raise
     except (RedisError, OSError, TimeoutError) as error:

@@ -227,6 +227,5 @@ def _log_growth(steps: Tensor, growth: Tensor, log_growth: Tensor) -> Tensor:
 
 
 def _without_trigger(logits: Tensor, trigger: int) -> Tensor:
-    """The lowest finite number for -inf, which would make the gradient of a row with nothing else NaN."""
-    lowest = torch.finfo(logits.dtype).min
-    return logits.clamp(min=lowest).index_fill(-1, torch.tensor(trigger, device=logits.device), lowest)
+    """The trigger at the lowest finite number: at -inf, a row that is masked but for it would have no gradient."""
+    return logits.index_fill(-1, torch.tensor(trigger, device=logits.device), torch.finfo(logits.dtype).min)

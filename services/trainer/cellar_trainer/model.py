@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+disable_progress_bar()  # of loading and saving: a flicker for small models, and noise in every log
 
 
 class ModelUnusable(Exception):

@@ -41,6 +41,7 @@ def alice(small: ExecutorProcess) -> Iterator[httpx.Client]:
             client.delete(f"/v1/sessions/{session['session_id']}")
 
 
+ONE_CELL = b'{"code": "1", "cell_id": "a"}'
 BAD_BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "broken JSON": ("run", b'{"code": ', 400, "invalid_json"),
     "invalid UTF-8": ("run", b'{"code": "\xff\xfe"}', 400, "invalid_json"),
@@ -64,8 +65,8 @@ BAD_BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "neither code nor cells": ("cells", b"{}", 422, "invalid_request"),
     "code and cells": ("cells", b'{"code": "1", "cells": [{"code": "1"}]}', 422, "invalid_request"),
     "no cells": ("cells", b'{"cells": []}', 422, "invalid_request"),
-    "the same id twice": ("cells", b'{"cells": [{"code": "1", "cell_id": "a"}, {"code": "1", "cell_id": "a"}]}', 422, "invalid_request"),
-}  # fmt: skip
+    "an id twice": ("cells", b'{"cells": [%s, %s]}' % (ONE_CELL, ONE_CELL), 422, "invalid_request"),
+}
 
 
 @pytest.mark.parametrize("what", BAD_BODIES)
@@ -188,6 +189,12 @@ def test_without_the_right_key_nothing_is_told(small: ExecutorProcess, alice: ht
             assert_problem(anybody.post("/v1/execute", json={"code": "1"}, headers=headers), 401, "unauthorized")
         assert anybody.get("/healthz").json() == {"status": "ok", "isolation": "isolated"}
         assert anybody.get("/readyz").status_code == 200
+
+
+def test_without_keys_only_local_names_are_served(http: httpx.Client) -> None:
+    assert_problem(http.get("/v1/sessions", headers={"Host": "rebound.example"}), 401, "unauthorized")
+    for host in ("localhost:1", "127.0.0.1", "[::1]:8080"):
+        assert http.get("/v1/sessions", headers={"Host": host}).status_code == 200
 
 
 def test_tenants_do_not_see_each_other(small: ExecutorProcess, alice: httpx.Client) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cellar_client import AsyncCellar
+from cellar_trainer.model import control_tokens
 from cellar_trainer.rendering import Renderer, RenderingOptions
 from cellar_trainer.rollout import RolloutFailed, RolloutOptions, rollout
 from cellar_trainer.types import Sampling, SegmentKind, StopReason, Task, Trajectory
@@ -15,7 +16,8 @@ from tests.tiny_model import TRIGGER, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 RENDERER = Renderer(TOKENIZER, RenderingOptions(prompt="{problem}", chat_template=False))
-STOPS = (TOKENIZER.convert_tokens_to_ids(TRIGGER), TOKENIZER.eos_token_id)
+TOKENS = control_tokens(TOKENIZER, TRIGGER)
+STOPS = (TOKENS.trigger_id, TOKENS.eos_id)
 
 
 async def play(url: str, *turns: str, seed: int = 0, **changes: Any) -> Trajectory:

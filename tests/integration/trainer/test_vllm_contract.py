@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import torch
 
-from cellar_trainer.model import load_model, score
+from cellar_trainer.model import control_tokens, load_model, score
 from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.policy.vllm import VLLMPolicy
 from cellar_trainer.serving import VLLMServer
@@ -17,7 +17,8 @@ from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer
 pytestmark = pytest.mark.vllm
 
 TOKENIZER = tiny_tokenizer()
-TRIGGER_ID, EOS_ID = TOKENIZER.convert_tokens_to_ids(TRIGGER), TOKENIZER.eos_token_id
+TOKENS = control_tokens(TOKENIZER, TRIGGER)
+TRIGGER_ID, EOS_ID = TOKENS.trigger_id, TOKENS.eos_id
 PROMPT = tuple(TOKENIZER.encode("What is 6 times 7? "))
 PROBE = tuple(range(64))
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellar_trainer.collect import CollectOptions, Rollouts, TaskStream, collect
+from cellar_trainer.model import control_tokens
 from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.rendering import Renderer, RenderingOptions
 from cellar_trainer.rollout import RolloutFailed, RolloutOptions
@@ -20,7 +21,8 @@ from tests.tiny_model import EOS, TRIGGER, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 RENDERER = Renderer(TOKENIZER, RenderingOptions(prompt="{problem}", chat_template=False))
-STOPS = (TOKENIZER.convert_tokens_to_ids(TRIGGER), TOKENIZER.eos_token_id)
+TOKENS = control_tokens(TOKENIZER, TRIGGER)
+STOPS = (TOKENS.trigger_id, TOKENS.eos_id)
 TASKS = [Task(f"t{i}", f"problem {i}", str(i)) for i in range(5)]
 
 Reply = Callable[[str, int], str | Exception]

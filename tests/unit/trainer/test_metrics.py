@@ -13,7 +13,9 @@ from tests.tiny_model import tiny_tokenizer
 RENDERER = Renderer(tiny_tokenizer(), RenderingOptions(chat_template=False))
 
 
-def trajectory(reward: float, *, runs: int = 0, deferred: int = 0, stop: StopReason = StopReason.ANSWERED) -> Trajectory:
+def trajectory(
+    reward: float, *, runs: int = 0, deferred: int = 0, stop: StopReason = StopReason.ANSWERED
+) -> Trajectory:
     segments = [Segment(SegmentKind.PROMPT, (70, 71)), Segment(SegmentKind.SAMPLED, (72,), (-1.0,), (-2.0,), (4,))]
     return Trajectory(
         Task("t", "p", "1"), segments, stop, reward=reward, runs=runs, cells=runs + deferred, deferred_cells=deferred

@@ -48,7 +48,9 @@ def test_log_probabilities_are_those_after_temperature() -> None:
     completion = generate(Sampling(1, temperature=2.0, seed=1))
     with torch.no_grad():
         logits = MODEL(torch.tensor([PROMPT])).logits[0, -1]
-    assert completion.logprobs[0] == pytest.approx(float((logits / 2).log_softmax(-1)[completion.token_ids[0]]), abs=1e-5)
+    assert completion.logprobs[0] == pytest.approx(
+        float((logits / 2).log_softmax(-1)[completion.token_ids[0]]), abs=1e-5
+    )
 
 
 def test_sampling_ends_with_a_stop_token_that_stays() -> None:

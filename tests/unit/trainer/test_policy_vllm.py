@@ -91,7 +91,10 @@ async def test_an_impossible_trigger_gets_the_floor_and_the_weights_of_the_start
     [
         ({"logprobs": None}, "without a log-probability for each"),
         ({"logprobs": {"content": [position(4, -1.0, t7=-1.0)]}}, "without a log-probability for each"),
-        ({"logprobs": {"content": [position(4, -1.0), position(7, -0.5)]}}, r"the trigger's log-probability \(token 7\)"),
+        (
+            {"logprobs": {"content": [position(4, -1.0), position(7, -0.5)]}},
+            r"the trigger's log-probability \(token 7\)",
+        ),
         ({"logprobs": {"content": [position(4, -9999.0, t7=-1.0), position(7, -0.5)]}}, "no log-probability for .* 4"),
         ({"weight_versions": None}, "which weights sampled"),
         ({"weight_versions": [{"version": "1", "start": 0, "end": 1}]}, "2 tokens, but weight versions for 1"),

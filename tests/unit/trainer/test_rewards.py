@@ -118,10 +118,9 @@ def test_a_child_that_is_stuck_ends_by_itself_when_its_parent_is_gone() -> None:
 async def test_the_child_has_a_memory_limit_and_none_of_our_environment(grader: Grader) -> None:
     process = grader._workers[0]._process
     assert process is not None
-    limits = Path(f"/proc/{process.pid}/limits").read_text()
-
-    assert f"Max address space         {4 * 2**30} " in limits
-    assert Path(f"/proc/{process.pid}/environ").read_bytes() == b""
+    with open(f"/proc/{process.pid}/limits") as limits, open(f"/proc/{process.pid}/environ") as environment:  # noqa: ASYNC230
+        assert f"Max address space         {4 * 2**30} " in limits.read()
+        assert environment.read() == ""
 
 
 async def test_leaving_ends_every_child() -> None:

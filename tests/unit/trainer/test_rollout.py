@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cellar_client.errors import CellarError
+from cellar_trainer.model import control_tokens
 from cellar_trainer.parsing import ParsedTurn
 from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.rendering import Renderer, RenderingOptions
@@ -16,7 +17,8 @@ from tests.tiny_model import EOS, TRIGGER, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 RENDERER = Renderer(TOKENIZER, RenderingOptions(prompt="{problem}=", chat_template=False))
-TRIGGER_ID, EOS_ID = TOKENIZER.convert_tokens_to_ids(TRIGGER), TOKENIZER.eos_token_id
+TOKENS = control_tokens(TOKENIZER, TRIGGER)
+TRIGGER_ID, EOS_ID = TOKENS.trigger_id, TOKENS.eos_id
 TASK = Task("t", "6*7", "42")
 
 

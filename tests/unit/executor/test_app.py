@@ -1,0 +1,82 @@
+"""HTTP through the whole application, without a server: what only a failing part below makes visible."""
+
+from collections.abc import AsyncIterator
+from typing import get_args
+
+import httpx
+import pytest
+
+from cellar_client.schemas import ErrorCode
+from cellar_executor.app import create_app
+from cellar_executor.errors import STATUS, Refusal, respond
+from cellar_executor.service import Service
+from tests.unit.executor.fakes import InProcessSupervisor
+
+
+@pytest.fixture
+async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(service, api_keys={}, max_body_bytes=1000)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client
+
+
+async def test_a_failure_of_the_server_tells_nothing_about_it(
+    http: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("with a secret in it")
+
+    monkeypatch.setattr(service, "info", fail)
+    reply = await http.get("/v1/info")
+    assert (reply.status_code, reply.json()["code"]) == (500, "internal_error")
+    assert "secret" not in reply.text
+
+
+async def test_no_kernel_is_said_so_and_may_be_tried_again(
+    http: httpx.AsyncClient, supervisor: InProcessSupervisor
+) -> None:
+    supervisor.full = True
+    reply = await http.post("/v1/sessions")
+    assert (reply.status_code, reply.json()["code"], reply.headers["Retry-After"]) == (503, "kernel_unavailable", "1")
+
+
+async def test_a_refused_execution_may_be_tried_again_with_its_key(
+    http: httpx.AsyncClient, supervisor: InProcessSupervisor
+) -> None:
+    supervisor.full = True
+    request = {"json": {"code": "print(1)"}, "headers": {"Idempotency-Key": "k"}}
+    assert (await http.post("/v1/execute", **request)).status_code == 503  # type: ignore[arg-type]  # two kinds of values
+    supervisor.full = False
+    assert (await http.post("/v1/execute", **request)).json()["status"] == "ok"  # type: ignore[arg-type]  # as above
+
+
+async def test_an_unready_server_answers_503(http: httpx.AsyncClient, supervisor: InProcessSupervisor) -> None:
+    supervisor.problem = "the network can be reached"
+    reply = await http.get("/readyz")
+    assert (reply.status_code, reply.json()["status"]) == (503, "not_ready")
+
+
+async def test_a_run_that_goes_on_is_accepted_not_answered(
+    http: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def goes_on(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(service, "earlier_run", goes_on)
+    reply = await http.get("/v1/sessions/s/runs/r-1")
+    assert (reply.status_code, reply.json()) == (202, {"run_id": "r-1"})
+
+
+def test_every_code_of_the_contract_has_a_status() -> None:
+    assert set(STATUS) == set(get_args(ErrorCode))
+
+
+@pytest.mark.parametrize("code", get_args(ErrorCode))
+def test_every_problem_is_of_one_form(code: ErrorCode) -> None:
+    response = respond(Refusal(code, "why"))
+    assert response.status_code == STATUS[code][0]
+    assert response.media_type == "application/problem+json"
+    assert ("retry-after" in response.headers) == (
+        response.status_code in (429, 503) and code != "too_many_cells" or code == "request_in_progress"
+    )

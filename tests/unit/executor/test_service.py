@@ -1,0 +1,154 @@
+"""The use cases over a real Redis and in-process kernels."""
+
+import asyncio
+import logging
+
+import pytest
+
+from cellar_client.schemas import CreateSession, ExecuteRequest, QueueCells, RunRequest
+from cellar_executor.errors import Refusal
+from cellar_executor.ids import Ids, Ref
+from cellar_executor.service import Service
+from tests.unit.executor.fakes import InProcessSupervisor
+
+REF = Ref("tenant", "s")
+
+
+async def create(service: Service, recovery: str = "fail", session_id: str = "s") -> None:
+    request = CreateSession.model_validate({"session_id": session_id, "recovery": recovery})
+    await service.create("tenant", request, Ids.fresh())
+
+
+async def run(service: Service, code: str | None = None, **more: str) -> tuple[str, str]:
+    run = await service.run(REF, RunRequest.model_validate({"code": code, **more}), Ids.fresh())
+    return run.status, run.stdout
+
+
+async def test_a_session_is_ready_when_it_is_created(service: Service, supervisor: InProcessSupervisor) -> None:
+    await create(service)
+    assert (await service.get(REF)).status == "ready"
+    assert len(supervisor.kernels) == 1
+
+
+async def test_without_a_kernel_there_is_no_session(service: Service, supervisor: InProcessSupervisor) -> None:
+    supervisor.full = True
+    with pytest.raises(Refusal, match="kernel_unavailable"):
+        await create(service)
+    with pytest.raises(Refusal, match="session_not_found"):
+        await service.get(REF)
+    with pytest.raises(Refusal, match="kernel_unavailable"):
+        await service.execute(ExecuteRequest(code="1"), Ids.fresh())
+
+
+async def test_creations_that_race_leave_one_session_and_one_kernel(
+    service: Service, supervisor: InProcessSupervisor
+) -> None:
+    results = await asyncio.gather(*(create(service) for _ in range(3)), return_exceptions=True)
+    assert results.count(None) == 1
+    assert sum(kernel.alive for kernel in supervisor.kernels) == 1
+    assert await run(service, "print(1)") == ("ok", "1\n")
+
+
+async def test_delete_closes_the_kernel(service: Service, supervisor: InProcessSupervisor) -> None:
+    await create(service)
+    await service.delete(REF)
+    await service.delete(REF)
+    assert supervisor.kernels[0].closed
+
+
+async def test_a_full_server_makes_no_kernel(service: Service, supervisor: InProcessSupervisor) -> None:
+    for name in "abc":
+        await create(service, session_id=name)
+    with pytest.raises(Refusal, match="too_many_sessions"):
+        await create(service, session_id="d")
+    assert len(supervisor.kernels) == 3
+
+
+async def test_a_dead_kernel_is_closed_and_its_session_lost(service: Service, supervisor: InProcessSupervisor) -> None:
+    await create(service)
+    assert await run(service, "die()") == ("killed", "")
+    assert supervisor.kernels[0].closed
+    for attempt in (run(service, "1"), service.queue(REF, QueueCells(code="1"), Ids.fresh()), service.interrupt(REF)):
+        with pytest.raises(Refusal, match="session_lost"):
+            await attempt
+    assert (await service.get(REF)).status == "lost"
+
+
+async def test_a_replay_gives_the_state_back_without_its_output(
+    service: Service, supervisor: InProcessSupervisor
+) -> None:
+    await create(service, recovery="replay")
+    await run(service, "x = 20; print('old')")
+    await run(service, "x += 1\n1/0")
+    await run(service, "die()")
+    assert await run(service, "print(x * 2)") == ("ok", "42\n")
+    assert (await service.get(REF)).generation == 2
+    assert len(supervisor.kernels) == 2
+
+
+async def test_a_replay_that_finds_no_kernel_may_be_tried_again(
+    service: Service, supervisor: InProcessSupervisor
+) -> None:
+    await create(service, recovery="replay")
+    await run(service, "x = 1")
+    await run(service, "die()")
+    supervisor.full = True
+    with pytest.raises(Refusal, match="kernel_unavailable"):
+        await run(service, "print(x)")
+    supervisor.full = False
+    assert await run(service, "print(x)") == ("ok", "1\n")
+
+
+async def test_a_kernel_that_breaks_its_protocol_kills_the_cell_and_nothing_runs_twice(
+    service: Service, supervisor: InProcessSupervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(code: str, **_: object) -> None:
+        raise ValueError("not a frame")
+
+    await create(service)
+    monkeypatch.setattr(supervisor.kernels[0], "run_cell", broken)
+    with caplog.at_level(logging.CRITICAL):
+        assert await run(service, "x") == ("killed", "")
+    assert [cell.status for cell in (await service.cells(REF)).cells] == ["killed"]
+
+
+async def test_a_draining_server_begins_nothing(service: Service) -> None:
+    await create(service)
+    await service.drain(1)
+    with pytest.raises(Refusal, match="shutting_down"):
+        await run(service, "1")
+
+
+async def test_the_self_test_is_not_repeated_for_every_probe(service: Service, supervisor: InProcessSupervisor) -> None:
+    assert [(await service.readiness()).status for _ in range(3)] == ["ready"] * 3
+    assert supervisor.self_tests == 1
+
+
+async def test_a_jail_that_does_not_hold_makes_the_server_not_ready(
+    service: Service, supervisor: InProcessSupervisor
+) -> None:
+    supervisor.problem = "the network can be reached"
+    readiness = await service.readiness()
+    assert (readiness.status, readiness.isolation) == ("not_ready", "the network can be reached")
+
+
+async def test_health_says_when_there_is_no_isolation(service: Service) -> None:
+    assert "INSECURE" in service.health().isolation
+
+
+async def test_an_execution_gives_its_kernel_back_even_when_its_files_are_refused(
+    service: Service, supervisor: InProcessSupervisor
+) -> None:
+    with pytest.raises(Refusal, match="invalid_request"):
+        await service.execute(ExecuteRequest(code="1", files={"/etc/passwd": ""}), Ids.fresh())
+    assert supervisor.kernels[0].closed
+
+
+async def test_idle_sessions_expire_with_their_kernels(service: Service, supervisor: InProcessSupervisor) -> None:
+    request = CreateSession.model_validate({"session_id": "s", "idle_ttl_s": 0.01})
+    await service.create("tenant", request, Ids.fresh())
+    await asyncio.sleep(0.02)
+    await service.expire()
+    assert supervisor.kernels[0].closed
+    with pytest.raises(Refusal, match="session_not_found"):
+        await service.get(REF)

@@ -1,0 +1,259 @@
+"""The scripts against a real Redis: what each change does, and what it refuses."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from cellar_client.schemas import Cell
+from cellar_executor.errors import Refusal, StoreUnavailable
+from cellar_executor.ids import Ids, Ref
+from cellar_executor.records import Begun, Known, RunHead, SessionConfig
+from cellar_executor.store import Store, open_store
+from tests.unit.executor.conftest import QUOTAS
+
+REF = Ref("tenant", "session")
+TTL_S = 60.0
+
+
+def head(run_id: str = "run-1", generation: int = 1) -> RunHead:
+    return RunHead(run_id=run_id, generation=generation, queue_s=0, recovered=False)
+
+
+def done(index: int, status: str = "ok", stdout: str = "") -> Cell:
+    return Cell.model_validate({"cell_id": f"c{index}", "index": index, "status": status, "stdout": stdout})
+
+
+async def begin(
+    store: Store, run_id: str = "run-1", bound: int | None = None, cell: tuple[str, str] | None = None
+) -> Begun:
+    begun = await store.begin(REF, head(run_id), TTL_S, bound=bound, cell=cell)
+    assert isinstance(begun, Begun)
+    return begun
+
+
+async def statuses(store: Store) -> list[str]:
+    total = (await store.session(REF)).cells_total
+    return [record.cell.status for record in await store.cells(REF, range(total))]
+
+
+@pytest.fixture(autouse=True)
+async def _session(store: Store, config: SessionConfig) -> None:
+    await store.create(REF, config, origin="nonce")
+
+
+@pytest.fixture
+async def successor(store: Store, redis_url: str) -> AsyncIterator[Store]:
+    """The server that comes after this one died."""
+    async with open_store(redis_url, "instance-2", QUOTAS) as other:
+        await other.take_over()
+        yield other
+
+
+async def test_a_session_is_created_once(store: Store, config: SessionConfig) -> None:
+    with pytest.raises(Refusal, match="session_exists"):
+        await store.create(REF, config, origin="other")
+    await store.create(REF, config, origin="nonce")
+    record = await store.session(REF)
+    assert (record.generation, record.cells_total, record.lost, record.config) == (1, 0, False, config)
+
+
+async def test_no_more_sessions_than_the_quota(store: Store, config: SessionConfig) -> None:
+    for name in ("a", "b"):
+        await store.create(Ref("tenant", name), config, origin="")
+    with pytest.raises(Refusal, match="too_many_sessions"):
+        await store.create(Ref("tenant", "c"), config, origin="")
+
+
+async def test_a_deleted_id_is_never_used_again(store: Store, config: SessionConfig) -> None:
+    await store.accept(REF, [("c0", "1")], TTL_S)
+    assert await store.delete(REF)
+    assert not await store.delete(REF)
+    with pytest.raises(Refusal, match="session_exists"):
+        await store.create(REF, config, origin="nonce")
+    with pytest.raises(Refusal, match="session_not_found"):
+        await store.session(REF)
+    assert sorted(await store._redis.keys()) == ["cellar:deleted:tenant/session", "cellar:server"]
+
+
+async def test_the_tombstone_of_an_id_made_here_goes_with_its_key(store: Store, config: SessionConfig) -> None:
+    ref = Ref("tenant", Ids.fresh().session())
+    await store.create(ref, config, origin="")
+    await store.delete(ref)
+    assert 0 < await store._redis.ttl(f"cellar:deleted:{ref}") <= QUOTAS.answer_ttl_s
+    assert await store._redis.ttl(f"cellar:deleted:{REF}") < 0
+
+
+async def test_cells_are_accepted_all_or_none(store: Store) -> None:
+    await store.accept(REF, [("c0", "1")], TTL_S)
+    with pytest.raises(Refusal, match="idempotency_mismatch"):
+        await store.accept(REF, [("c1", "1"), ("c0", "other")], TTL_S)
+    with pytest.raises(Refusal, match="too_many_cells"):
+        await store.accept(REF, [(f"n{i}", "1") for i in range(4)], TTL_S)
+    with pytest.raises(Refusal, match="too_many_cells"):
+        await store.accept(REF, [("big", "x" * 20_000)], TTL_S)
+    assert await statuses(store) == ["pending"]
+
+
+async def test_cells_accepted_twice_are_found(store: Store) -> None:
+    first = await store.accept(REF, [("c0", "1"), ("c1", "2")], TTL_S)
+    again = await store.accept(REF, [("c1", "2"), ("c2", "3")], TTL_S)
+    assert (first.indices, first.cells_before) == ([0, 1], 0)
+    assert (again.indices, again.cells_before) == ([1, 2], 2)
+
+
+async def test_a_run_starts_cells_one_after_the_other_up_to_its_bound(store: Store) -> None:
+    await store.accept(REF, [("c0", "1")], TTL_S)
+    begun = await begin(store, cell=("c1", "2"))
+    assert begun.bound == 1
+    assert begun.first is not None
+    assert begun.first.code == "1"
+    await store.accept(REF, [("c2", "3")], TTL_S)
+    [second] = await store.step(REF, head(), done(0), begun.bound, TTL_S, go_on=True)
+    assert second.cell_id == "c1"
+    assert await store.step(REF, head(), done(1), begun.bound, TTL_S, go_on=True) == []
+    assert await statuses(store) == ["ok", "ok", "pending"]
+
+
+async def test_a_stopped_run_skips_the_rest_of_its_own_cells(store: Store) -> None:
+    await store.accept(REF, [("c0", "1"), ("c1", "2"), ("c2", "3")], TTL_S)
+    await begin(store, bound=1)
+    skipped = await store.step(REF, head(), done(0, "error"), 1, TTL_S, go_on=False)
+    assert [cell.index for cell in skipped] == [1]
+    assert await statuses(store) == ["error", "skipped", "pending"]
+    _, records = await store.run(REF, "run-1")
+    assert [record.cell.index for record in records] == [0, 1]
+
+
+@pytest.mark.parametrize("go_on", [True, False])
+async def test_a_step_done_twice_answers_the_same(store: Store, go_on: bool) -> None:
+    await store.accept(REF, [("c0", "1"), ("c1", "2")], TTL_S)
+    await begin(store)
+    answers = [await store.step(REF, head(), done(0), 1, TTL_S, go_on=go_on) for _ in range(2)]
+    assert answers[0] == answers[1] != []
+
+
+async def test_a_finished_cell_never_changes(store: Store, successor: Store) -> None:
+    await store._redis.set("cellar:server", store.instance)
+    await begin(store, cell=("c0", "1"))
+    await store.step(REF, head(), done(0, stdout="first"), 0, TTL_S, go_on=True)
+    for other in (done(0, stdout="second"), done(0, "error", stdout="first")):
+        with pytest.raises(RuntimeError):
+            await store.step(REF, head(), other, 0, TTL_S, go_on=True)
+    with pytest.raises(RuntimeError):
+        await store.step(REF, head("run-2"), done(0, stdout="first"), 0, TTL_S, go_on=True)
+    assert (await store.cell(REF, "c0")).cell.stdout == "first"
+
+
+async def test_a_cell_of_a_dead_server_is_lost_and_stays_so(store: Store, successor: Store) -> None:
+    await successor._redis.set("cellar:server", store.instance)
+    await begin(store, cell=("c0", "1"))
+    await successor.take_over()
+    assert (await successor.cell(REF, "c0")).cell.status == "lost"
+    assert await successor.begin(REF, head("run-2"), TTL_S, bound=None, cell=("c0", "1")) == Known(0)
+    begun = await successor.begin(REF, head("run-3"), TTL_S, bound=None, cell=None)
+    assert begun == Begun(bound=0, first=None)
+    with pytest.raises(RuntimeError):
+        await successor.step(REF, head(), done(0), 0, TTL_S, go_on=True)
+    assert await statuses(successor) == ["lost"]
+
+
+async def test_a_server_that_lost_the_store_cannot_write(store: Store, successor: Store, config: SessionConfig) -> None:
+    with pytest.raises(StoreUnavailable):
+        await store.accept(REF, [("c0", "1")], TTL_S)
+    with pytest.raises(StoreUnavailable):
+        await store.create(Ref("tenant", "new"), config, origin="")
+    assert await statuses(successor) == []
+
+
+async def test_a_begin_whose_reply_was_lost_is_as_if_it_never_was(store: Store) -> None:
+    await begin(store, "given-up", cell=("c0", "1"))
+    begun = await begin(store, "given-up", cell=("c0", "1"))
+    assert begun.first is not None
+    assert begun.first.cell_id == "c0"
+    again = await begin(store, "next")
+    assert again.first is not None
+    assert again.first.cell_id == "c0"
+    with pytest.raises(Refusal, match="run_not_found"):
+        await store.run(REF, "given-up")
+
+
+async def test_a_run_is_begun_once(store: Store) -> None:
+    await begin(store, cell=("c0", "1"))
+    await store.step(REF, head(), done(0), 0, TTL_S, go_on=True)
+    assert await store.begin(REF, head(), TTL_S, bound=None, cell=("c0", "1")) == Known(None)
+    assert await store.begin(REF, head("run-2"), TTL_S, bound=None, cell=("c0", "1")) == Known(0)
+
+
+async def test_only_pending_cells_are_withdrawn(store: Store) -> None:
+    await store.accept(REF, [("c0", "1"), ("c1", "2")], TTL_S)
+    assert (await store.withdraw(REF, "c1", TTL_S)).cell.status == "withdrawn"
+    await begin(store)
+    with pytest.raises(Refusal, match="cell_not_pending"):
+        await store.withdraw(REF, "c0", TTL_S)
+    with pytest.raises(Refusal, match="cell_not_found"):
+        await store.withdraw(REF, "c9", TTL_S)
+    assert (await store.session(REF)).cells_pending == 0
+
+
+async def test_use_puts_the_end_of_a_session_off(store: Store, config: SessionConfig) -> None:
+    short = Ref("tenant", "short")
+    await store.create(short, replace_ttl(config, 0.01), origin="")
+    await asyncio.sleep(0.02)
+    assert await store.expired() == [short]
+    await store.accept(short, [("c0", "1")], TTL_S)
+    assert await store.expired() == []
+    assert not await store.delete(short, only_if_expired=True)
+
+
+def replace_ttl(config: SessionConfig, idle_ttl_s: float) -> SessionConfig:
+    return config.model_copy(update={"idle_ttl_s": idle_ttl_s})
+
+
+async def test_a_reset_begins_a_generation_that_replays_nothing_older(store: Store) -> None:
+    await store.mark_lost(REF)
+    assert (await store.session(REF)).lost
+    await store.new_generation(REF, 2, TTL_S, reset=False)
+    assert ((await store.session(REF)).base_generation, (await store.session(REF)).lost) == (1, False)
+    await store.new_generation(REF, 3, TTL_S, reset=True)
+    assert (await store.session(REF)).base_generation == 3
+
+
+async def test_sessions_are_listed_by_tenant_in_pages(store: Store, config: SessionConfig) -> None:
+    await store.create(Ref("tenant", "a"), config, origin="")
+    await store.create(Ref("other", "b"), config, origin="")
+    assert [record.ref.session_id for record in await store.list_sessions("tenant", None, 1)] == ["a"]
+    assert [record.ref.session_id for record in await store.list_sessions("tenant", "a", 9)] == ["session"]
+
+
+async def test_a_key_is_claimed_once_and_its_answer_kept(store: Store) -> None:
+    assert (await store.claim("t:k", "digest", "nonce")).kind == "first"
+    assert await store.claim("t:k", "digest", "other") == replace(await store.claim("t:k", "digest", ""), nonce="nonce")
+    assert (await store.claim("t:k", "other", "")).kind == "mismatch"
+    await store.settle("t:k", 201, "body")
+    claim = await store.claim("t:k", "digest", "")
+    assert (claim.kind, claim.status, claim.body) == ("answered", 201, "body")
+    await store.unclaim("t:k")
+    assert (await store.claim("t:k", "other", "")).kind == "first"
+
+
+async def test_a_lease_is_one_servers_at_a_time(store: Store, redis_url: str) -> None:
+    await store._redis.delete("cellar:server")
+    async with open_store(redis_url, "instance-2", QUOTAS) as other:
+        assert await store.renew_lease(5)
+        assert await store.renew_lease(5)
+        assert not await other.renew_lease(5)
+        await other.release_lease()
+        assert not await other.renew_lease(5)
+        await store.release_lease()
+        assert await other.renew_lease(5)
+
+
+async def test_a_full_redis_is_unavailable(store: Store) -> None:
+    await store._redis.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.accept(REF, [("c0", "1")], TTL_S)
+    finally:
+        await store._redis.config_set("maxmemory", "0")
