@@ -182,11 +182,6 @@ CHANNEL = [
         "subprocess.Popen(['sh', '-c', 'echo garbage! >&3; sleep 9'], pass_fds=[3]); time.sleep(9)",
     ),
 ]
-LATE_ALARM = """
-def late(*a): raise RuntimeError
-signal.signal(signal.SIGALRM, late)
-signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
-"""
 INTERPRETER = [
     dies("exit-of-the-process", "os._exit(0)"),
     raises("exit-of-the-cell", "sys.exit(0)", "SystemExit"),
@@ -201,12 +196,6 @@ INTERPRETER = [
     dies("broken-json", "import json; json.dumps = None"),
     dies("broken-builtins", "import builtins\nbuiltins.len = builtins.isinstance = None"),
     Attack("empty-sys-modules", "sys.modules.clear()", survives=None, statuses=("ok", "error", "killed")),
-    Attack(
-        "tracer",
-        "def tracer(*a): raise RuntimeError\nsys.settrace(tracer); sys.setprofile(tracer)",
-        statuses=("ok", "error"),
-    ),
-    Attack("alarm-after-the-cell", LATE_ALARM),
     Attack("at-exit", "import atexit\natexit.register(lambda: time.sleep(999))"),
     Attack("unfinished-destructor", "class D:\n def __del__(self): time.sleep(999)\nd = D()"),
     Attack("equal-to-everything", "class Same:\n def __eq__(self, other): return True\nSame() == 1", result="True"),

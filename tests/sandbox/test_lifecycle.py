@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -186,7 +187,7 @@ async def test_the_jail_holds_and_says_how(supervisor: ProcessSupervisor) -> Non
 
 
 async def test_a_runtime_below_a_closed_temporary_folder_works(config: SupervisorConfig, tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
+    os.chmod(tmp_path, 0o700)
     runtime = tmp_path / "clone/env"
     making = await asyncio.create_subprocess_exec(config.runtimes["python"], "-m", "venv", "--without-pip", runtime)
     assert await making.wait() == 0
@@ -195,6 +196,16 @@ async def test_a_runtime_below_a_closed_temporary_folder_works(config: Superviso
     outcome = await kernel.run_cell("import sys, json; sys.prefix", timeout_s=5)
     await supervisor.close()
     assert outcome.result == repr(str(runtime))
+
+
+async def test_when_the_spawner_dies_its_sessions_die_and_the_next_session_starts(config: SupervisorConfig) -> None:
+    supervisor = await open_supervisor(config)
+    kernel = await supervisor.start(limits=LIMITS, runtime="python", seed=None)
+    os.kill(youngest_spawner(), signal.SIGKILL)
+    await until(lambda: not kernel.alive)
+    following = await supervisor.start(limits=LIMITS, runtime="python", seed=None)
+    assert (await following.run_cell("1 + 1", timeout_s=5)).result == "2"
+    await supervisor.close()
 
 
 async def test_many_sessions_start_at_once(supervisor: ProcessSupervisor) -> None:
@@ -217,6 +228,13 @@ def processes_in(namespace: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def youngest_spawner() -> int:
+    """The suite's own one is older."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    found = [int(pid) for pid in children if "cellar_executor.spawner" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return max(found)
 
 
 def open_fds() -> int:

@@ -85,7 +85,8 @@ class CgroupTree:
     parents: Mapping[str, Path]
     locks: tuple[int, ...]
 
-    def create(self, name: str, limits: Limits) -> SessionCgroup:
+    def create(self, limits: Limits) -> SessionCgroup:
+        name = secrets.token_hex(6)
         folders = {controller: parent / name for controller, parent in self.parents.items()}
         for folder in set(folders.values()):
             folder.mkdir()

@@ -17,6 +17,6 @@ def remedy(sysctl: Path = SYSCTL) -> str:
         if switch.exists() and switch.read_text().strip() == closed:
             return f"User namespaces are switched off on this host: `sudo sysctl -w {opened}`"
     return (
-        "If it was not permitted to make namespaces, as in a container by default: run it with a seccomp profile that "
-        "allows clone, unshare, mount, umount2, pivot_root and sethostname (`docker run --security-opt seccomp=PROFILE`)"
+        "If it was not permitted to make namespaces, as in a container by default: `docker run --security-opt "
+        "seccomp=PROFILE`, with a profile that allows clone, unshare, mount, umount2, pivot_root and sethostname"
     )

@@ -93,16 +93,10 @@ class ProcessSupervisor:
             self._watchdog = asyncio.create_task(watch(self._memory_limits))
 
     async def start(self, *, limits: Limits, runtime: str, seed: int | None) -> JailedKernel:
-        async with AsyncExitStack() as held:
-            number = self._numbers.take()
-            held.callback(self._numbers.give_back, number)
-            cgroup = self._cgroups.create(str(number), limits) if self._cgroups else None
-            if cgroup is not None:
-                held.push_async_callback(cgroup.remove)
-            spawner = await self._live_spawner()
-            plan = self._plan(self._runtimes[runtime], limits, seed, number, cgroup, held)
-            launched = await launch(spawner, plan)
-            held = held.pop_all()
+        try:
+            launched, cgroup, held = await self._launch(limits, runtime, seed)
+        except (OSError, IsolationUnavailable) as exc:
+            raise KernelUnavailable(f"a kernel could not be started: {exc}") from exc
         process = kernel_process(launched, cgroup, held)
         kernel = JailedKernel(
             process, output_bytes=limits.output_bytes, interrupt_grace_s=self._config.interrupt_grace_s
@@ -135,11 +129,28 @@ class ProcessSupervisor:
 
     # --- starting ---
 
+    async def _launch(
+        self, limits: Limits, runtime: str, seed: int | None
+    ) -> tuple[Launched, SessionCgroup | None, AsyncExitStack]:
+        """The started process, and what it holds on the host: given back at once when it does not start."""
+        async with AsyncExitStack() as held:
+            number = self._numbers.take()
+            held.callback(self._numbers.give_back, number)
+            cgroup = self._cgroups.create(limits) if self._cgroups else None
+            if cgroup is not None:
+                held.push_async_callback(cgroup.remove)
+            spawner = await self._live_spawner()
+            plan = self._plan(self._runtimes[runtime], limits, seed, number, cgroup, held)
+            return await launch(spawner, plan), cgroup, held.pop_all()
+
     async def _live_spawner(self) -> Spawner:
         async with self._opening_spawner:
             if self._closing:
                 raise KernelUnavailable("the supervisor is closing")
-            if self._spawner is None or not self._spawner.alive:
+            if self._spawner is not None and not self._spawner.alive:
+                await self._spawner.close()
+                self._spawner = None
+            if self._spawner is None:
                 trees = {tree for runtime in self._runtimes.values() for tree in runtime.trees} | {KERNEL_MAIN}
                 spawner, self._sources = await open_spawner(sorted(trees) if self._per_session_uid else [])
                 self._spawner = spawner

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from cellar_trainer.collect import CollectOptions
 from cellar_trainer.learner import OptimiserOptions
@@ -45,7 +45,7 @@ class PolicySection:
     url: str = "http://127.0.0.1:8000"
     model: str = "policy"
     """The name under which the server serves the model."""
-    api_key: str | None = None
+    api_key: SecretStr | None = None
     timeout_s: float = 600.0
     weights_dir: Path | None = None
     """Where weights pass to the server, seen by both; shared memory when left out."""
@@ -56,7 +56,7 @@ class PolicySection:
 @dataclass(frozen=True, slots=True)
 class ExecutorSection:
     url: str = "http://127.0.0.1:8080"
-    api_key: str | None = None
+    api_key: SecretStr | None = None
     """`CELLAR_API_KEY` when left out."""
 
 

@@ -40,8 +40,7 @@ def compare(answer: str, expected: str) -> str:
 
 
 def _parse(text: str) -> list[Any]:
-    boxed = "\\boxed{" + text.strip() + "}"
-    return list(parse(boxed, _EXTRACTION, parsing_timeout=None))
+    return list(parse("\\boxed{" + text + "}", _EXTRACTION, parsing_timeout=None))
 
 
 def _understood(parsed: list[Any]) -> bool:

@@ -151,9 +151,8 @@ class _TokenScalars(torch.autograd.Function):
             if c.start <= trigger < c.stop:
                 at_trigger[r] = z[:, trigger - c.start]
                 z[:, trigger - c.start] = _MASKED
-            peak = z.amax(1).clamp(
-                min=torch.finfo(dtype).min
-            )  # finite also where the trigger is the tile's only column
+            # A tile may hold nothing but the trigger: then its maximum is -inf, of which nothing can be subtracted.
+            peak = z.amax(1).clamp(min=torch.finfo(dtype).min)
             z = z.sub_(peak[:, None]).exp_()
             log_z[r] = torch.logaddexp(log_z[r], peak + z.sum(1).log())
             log_sum_z2[r] = torch.logaddexp(log_sum_z2[r], 2 * peak + z.square_().sum(1).log())

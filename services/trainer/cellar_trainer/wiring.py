@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
 
+from pydantic import SecretStr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cellar_client import AsyncCellar
@@ -91,7 +92,11 @@ def _model(config: Config, path: Path) -> PreTrainedModel:
 
 def _vllm(config: Config) -> VLLMPolicy:
     section = config.policy
-    return VLLMPolicy(section.url, section.model, timeout_s=section.timeout_s, api_key=section.api_key)
+    return VLLMPolicy(section.url, section.model, timeout_s=section.timeout_s, api_key=_revealed(section.api_key))
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 def _policy_and_publisher(
@@ -123,7 +128,9 @@ async def _rollouts(
     options = config.rollout.options(tokens)
     if isinstance(policy, VLLMPolicy):
         await policy.check(options.sampling)
-    cellar = await resources.enter_async_context(AsyncCellar(config.executor.url, api_key=config.executor.api_key))
+    cellar = await resources.enter_async_context(
+        AsyncCellar(config.executor.url, api_key=_revealed(config.executor.api_key))
+    )
     await cellar.info()
     return Rollouts(
         policy=policy,

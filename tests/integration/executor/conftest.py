@@ -1,6 +1,7 @@
 """Short ways to speak to a server over plain HTTP."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -31,10 +32,20 @@ class Session:
     def run(self, code: str | None = None, **more: Any) -> Any:
         return self._json(self.post("run", {**({} if code is None else {"code": code}), **more}), 200)
 
+    def wait_until_running(self) -> None:
+        wait_until(lambda: any(cell["status"] == "running" for cell in self.get("cells")["cells"]))
+
     @staticmethod
     def _json(reply: httpx.Response, status: int) -> Any:
         assert reply.status_code == status, reply.text
         return reply.json()
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
 
 
 def connect(executor: ExecutorProcess, **more: Any) -> httpx.Client:

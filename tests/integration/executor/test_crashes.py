@@ -29,8 +29,7 @@ def run_in_background(session: Session, body: dict[str, Any], **headers: str) ->
 
     thread = threading.Thread(target=post)
     thread.start()
-    while not any(cell["status"] == "running" for cell in session.get("cells")["cells"]):
-        time.sleep(0.02)
+    session.wait_until_running()
     return thread
 
 
@@ -45,20 +44,17 @@ def assert_lost(session: Session) -> None:
 DEATHS = {
     "os._exit": "import os; os._exit(0)",
     "SIGSEGV": "import ctypes; ctypes.string_at(0)",
-    "oom": "hog = bytearray(1 << 20)\nwhile True: hog += hog",
     "SIGINT ignored": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
 }
 
 
 @pytest.mark.parametrize("how", DEATHS)
 def test_a_session_whose_kernel_died_is_lost_until_it_is_reset(http: httpx.Client, how: str) -> None:
-    session = Session(http, limits={"memory_mb": 128})
+    session = Session(http)
     session.run("x = 1")
     session.queue(DEATHS[how])
     run = session.run("print('after')", timeout_s=2)
-    if how == "oom" and run["status"] == "error":
-        pytest.skip("the allocation was refused as a MemoryError, which the session survives")
-    assert run["status"] in ("killed", "oom", "timeout")
+    assert run["status"] in ("killed", "timeout")
     assert run["cells"][1]["status"] == "skipped"
     assert_lost(session)
     assert session.post("reset").json()["generation"] == 2

@@ -1,6 +1,5 @@
 """At most once: idempotency keys and cell ids of the client."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,8 +53,7 @@ def test_while_the_first_is_being_answered_the_second_is_told_to_wait(session: S
     body = {"code": "import time; time.sleep(1.5)"}
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(keyed, session, "run", body, "k")
-        while session.get()["status"] != "running":
-            time.sleep(0.02)
+        session.wait_until_running()
         second = keyed(session, "run", body, "k")
         assert (second.status_code, second.json()["code"]) == (409, "request_in_progress")
         assert int(second.headers["Retry-After"]) >= 1

@@ -15,7 +15,7 @@ from cellar_executor.redis_server import redis_server
 from cellar_executor.settings import find_binary
 from tests.executor_process import COMMAND, ExecutorProcess
 from tests.integration.conftest import StartExecutor
-from tests.integration.executor.conftest import Session, connect
+from tests.integration.executor.conftest import Session, connect, wait_until
 
 
 def descendants(pid: int) -> set[int]:
@@ -31,10 +31,7 @@ def running(pids: set[int]) -> set[int]:
 
 
 def wait_until_gone(pids: set[int]) -> None:
-    deadline = time.monotonic() + 10
-    while running(pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not running(pids)
+    wait_until(lambda: not running(pids))
 
 
 def refused(*flags: str, env: dict[str, str] | None = None) -> str:
@@ -105,12 +102,11 @@ def test_sigterm_lets_running_cells_end_refuses_new_work_and_leaves_no_process(s
             target=lambda: answers.append(session.run("import time; time.sleep(3); print('done')"))
         )
         thread.start()
-        while other.get(session.path).json()["status"] != "running":
-            time.sleep(0.02)
+        session.wait_until_running()
         below = descendants(executor.process.pid)
         executor.process.send_signal(signal.SIGTERM)
-        while (reply := other.post("/v1/sessions")).status_code == 201:
-            time.sleep(0.02)
+        wait_until(lambda: other.post("/v1/sessions").status_code != 201)
+        reply = other.post("/v1/sessions")
         assert (reply.status_code, reply.json()["code"]) == (503, "shutting_down")
         assert int(reply.headers["Retry-After"]) >= 1
         assert other.get("/readyz").status_code == 503
@@ -128,8 +124,7 @@ def test_a_cell_that_outlasts_the_drain_is_recorded_as_killed(start_executor: St
         body = {"code": "import time; time.sleep(60)"}
         thread = threading.Thread(target=lambda: answers.append(session.post("run", body)))
         thread.start()
-        while session.get()["status"] != "running":
-            time.sleep(0.02)
+        session.wait_until_running()
         executor.restart()
         thread.join()
         assert answers[0].json()["status"] == "killed"
@@ -173,11 +168,11 @@ def test_a_redis_that_died_is_started_again_and_nothing_is_lost(start_executor: 
         session.run("x = 1")
         redis = next(pid for pid in descendants(executor.process.pid) if is_redis(pid))
         os.kill(redis, signal.SIGKILL)
-        while (reply := session.post("run", {"code": "x"})).status_code == 503:
-            assert reply.json()["code"] == "store_unavailable"
-            assert int(reply.headers["Retry-After"]) >= 1
-            time.sleep(0.1)
-        assert reply.json()["result"] == "1"
+        reply = session.post("run", {"code": "x"})
+        assert (reply.status_code, reply.json()["code"]) == (503, "store_unavailable")
+        assert int(reply.headers["Retry-After"]) >= 1
+        wait_until(lambda: session.post("run", {"code": "x"}).status_code == 200)
+        assert session.run("x")["result"] == "1"
 
 
 def is_redis(pid: int) -> bool:
@@ -197,8 +192,7 @@ def test_with_redis_down_running_cells_finish_and_nothing_new_is_accepted(tmp_pa
         body = {"code": "import time; time.sleep(2); x = 7", "cell_id": "c"}
         thread = threading.Thread(target=lambda: answers.append(session.post("run", body)))
         thread.start()
-        while session.get()["status"] != "running":
-            time.sleep(0.02)
+        session.wait_until_running()
         redis.stop()
         for reply in (
             http.post("/v1/sessions"),
@@ -237,8 +231,7 @@ def test_a_redis_that_may_evict_is_refused(tmp_path: Path) -> None:
         "allkeys-lru",
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while not socket.exists():
-            time.sleep(0.02)
+        wait_until(socket.exists)
         assert "noeviction" in refused("--redis-url", f"unix://{socket}", "--data-dir", str(tmp_path))
         process.terminate()
 

@@ -90,7 +90,7 @@ def test_a_problem_names_the_field_and_does_not_echo_what_came(session: Session)
 def test_a_body_that_is_not_said_to_be_json_is_refused(session: Session, content_type: str) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     reply = session.http.post(f"{session.path}/run", content=b'{"code": "1"}', headers=headers)
-    assert_problem(reply, 422, "invalid_request")
+    assert assert_problem(reply, 422, "invalid_request").errors[0].field == "Content-Type"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from tests.executor_process import ExecutorProcess
-from tests.integration.executor.conftest import Session, connect
+from tests.integration.executor.conftest import Session, connect, wait_until
 
 
 def test_deferred_cells_stay_pending_until_a_run_and_then_run_in_order(session: Session) -> None:
@@ -104,6 +104,28 @@ def test_concurrent_runs_wait_their_turn_in_order_of_acceptance(session: Session
     assert runs[5]["queue_s"] > runs[0]["queue_s"]
 
 
+def test_what_waits_for_its_turn_is_accepted_already(session: Session) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        slow = pool.submit(session.run, "import time; time.sleep(2)")
+        session.wait_until_running()
+        waiting = [pool.submit(session.run, f"print({n})") for n in range(2)]
+        wait_until(lambda: session.get()["cells_pending"] == 2)
+        assert not slow.done()
+        assert [run.result()["stdout"] for run in waiting] == ["0\n", "1\n"]
+
+
+def test_a_run_takes_only_what_was_there_when_it_came(session: Session) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(session.run, "import time; time.sleep(1)")
+        session.wait_until_running()
+        session.queue("print('mine')")
+        second = pool.submit(session.run)
+        time.sleep(0.2)
+        session.queue("print('later')")
+        assert (len(slow.result()["cells"]), second.result()["stdout"]) == (1, "mine\n")
+    assert session.get()["cells_pending"] == 1
+
+
 def test_a_burst_of_runs_gives_each_its_own_cell_in_the_order_of_the_log(session: Session) -> None:
     session.run("seen = []")
     with ThreadPoolExecutor(16) as pool:
@@ -126,8 +148,7 @@ def test_other_sessions_do_not_wait(http: httpx.Client, session: Session) -> Non
 def test_interrupt_ends_the_running_cell(session: Session) -> None:
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(session.run, "import time\nkept = 1\ntime.sleep(60)")
-        while session.get()["status"] != "running":
-            time.sleep(0.02)
+        session.wait_until_running()
         time.sleep(0.3)
         assert session.post("interrupt").status_code == 202
         assert run.result()["error"]["type"] == "KeyboardInterrupt"
@@ -165,8 +186,7 @@ def test_delete_during_a_run_ends_it(http: httpx.Client) -> None:
     session = Session(http)
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(session.run, "import time; time.sleep(60)")
-        while session.get()["status"] != "running":
-            time.sleep(0.02)
+        session.wait_until_running()
         time.sleep(0.2)
         assert http.delete(session.path).status_code == 204
         assert run.result()["status"] == "killed"

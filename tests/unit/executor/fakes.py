@@ -1,5 +1,6 @@
 """A kernel in this very process, and a supervisor that makes them: for tests of what stands above kernels."""
 
+import asyncio
 import contextlib
 import io
 import traceback
@@ -60,8 +61,10 @@ class InProcessSupervisor:
     async def start(self, *, limits: Limits, runtime: str, seed: int | None) -> InProcessKernel:
         if self.full:
             raise KernelUnavailable("no room")
-        self.kernels.append(InProcessKernel())
-        return self.kernels[-1]
+        await asyncio.sleep(0.01)
+        kernel = InProcessKernel()
+        self.kernels.append(kernel)
+        return kernel
 
     async def self_test(self) -> str | None:
         self.self_tests += 1

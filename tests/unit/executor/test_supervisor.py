@@ -1,5 +1,6 @@
 """The kernel's own behaviour, in plain child processes: what holds whatever isolates it. Jails: tests/sandbox."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -136,6 +137,22 @@ async def test_a_cell_that_resists_the_interrupt_is_killed(kernel: JailedKernel)
     assert (outcome.status, outcome.stdout) == ("timeout", "kept\n")
     assert not kernel.alive
     assert (await run(kernel, "1")).status == "killed"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\ndef traced(*a): print('LATE'); return traced\nsys.settrace(traced); sys.setprofile(traced)",
+        "import signal\ndef late(*a): raise OSError\nsignal.signal(14, late); signal.setitimer(0, 0.05, 0.05)",
+        "import signal\ndef late(*a): raise OSError\nsignal.signal(signal.SIGINT, late)",
+    ],
+    ids=["tracer", "alarm", "interrupt-handler"],
+)
+async def test_what_a_cell_hooked_into_the_interpreter_ends_with_it(kernel: JailedKernel, code: str) -> None:
+    await run(kernel, code)
+    await asyncio.sleep(0.1)
+    outcome = await run(kernel, "print('mine')")
+    assert (outcome.status, outcome.stdout, outcome.stderr) == ("ok", "mine\n", "")
 
 
 async def test_a_process_that_ends_by_itself_is_never_a_success(kernel: JailedKernel) -> None:

@@ -96,6 +96,13 @@ def test_a_turn_ends_at_the_trigger_or_the_end_of_sequence() -> None:
     assert (sampling.stop_token_ids, sampling.trigger_id) == ((5, 6), 5)
 
 
+def test_a_key_is_not_written_into_checkpoints() -> None:
+    config = parse_config({**MINIMAL, "policy": {"api_key": "hush"}, "executor": {"api_key": "hush"}})
+    assert "hush" not in str(config.model_dump(mode="json")) + repr(config)
+    assert config.policy.api_key is not None
+    assert config.policy.api_key.get_secret_value() == "hush"
+
+
 def test_a_configuration_written_as_json_reads_back_the_same() -> None:
     config = parse_config({**MINIMAL, "objective": {"preset": "released"}})
     assert Config.model_validate_json(config.model_dump_json()) == config

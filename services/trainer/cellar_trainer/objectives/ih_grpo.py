@@ -37,8 +37,6 @@ def hierarchical_loss(
     logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
     advantages_BT = advantages_BT.to(logits_BTV.dtype)
     loss_BT = -advantages_BT * logits_BTV.log_softmax(-1).gather(-1, token_ids_BT[..., None])[..., 0]
-    if weight == 0:
-        return loss_BT
     scalars = scalars_from_logits(logits_BTV, token_ids_BT, trigger_id)
     f_BT = correction(
         f,
