@@ -5,14 +5,14 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from cellar_client.schemas import Limits
 from cellar_executor import __version__
 from cellar_executor.kernel import IsolationUnavailable
 from cellar_executor.redis_server import RedisError
 from cellar_executor.serve import CannotServe
 from cellar_executor.serve import serve as serve_until_stopped
-from cellar_executor.settings import ENV_PREFIX, Settings, find_binary, parse_api_keys, parse_runtimes
+from cellar_executor.settings import ENV_PREFIX, Settings, find_binary, parse_api_keys, parse_limits, parse_runtimes
 from cellar_executor.telemetry import configure_logging
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -85,13 +85,7 @@ def serve(
             redis_url=redis_url,
             data_dir=data_dir,
             api_keys=parse_api_keys(api_keys),
-            limits=Limits(
-                cell_timeout_s=cell_timeout_s,
-                memory_mb=memory_mb,
-                processes=processes,
-                disk_mb=disk_mb,
-                output_bytes=output_bytes,
-            ),
+            limits=parse_limits(cell_timeout_s, memory_mb, processes, disk_mb, output_bytes),
             max_sessions=max_sessions,
             max_pending_cells=max_pending_cells,
             max_log_mb=max_log_mb,
@@ -107,9 +101,13 @@ def serve(
         configure_logging(log_level)
         serve_until_stopped(settings)
     except ValidationError as error:
-        raise _refuse("; ".join(problem["msg"] for problem in error.errors())) from None
+        raise _refuse("; ".join(_about(problem) for problem in error.errors())) from None
     except (CannotServe, RedisError, IsolationUnavailable, OSError, ValueError) as error:
         raise _refuse(str(error)) from None
+
+
+def _about(problem: ErrorDetails) -> str:
+    return ": ".join([*map(str, problem["loc"]), problem["msg"]])
 
 
 def _refuse(why: str) -> typer.Exit:

@@ -18,7 +18,7 @@ from cellar_executor.background import Background
 from cellar_executor.errors import Refusal, StoreUnavailable
 from cellar_executor.ids import Ids, Ref
 from cellar_executor.kernel import CellOutcome
-from cellar_executor.records import Begun, CellRecord, RunHead, StartedCell
+from cellar_executor.records import Begun, CellRecord, Known, RunHead, StartedCell
 from cellar_executor.recovery import Recovery
 from cellar_executor.runs import finished, run_from
 from cellar_executor.sessions import LiveSession
@@ -110,7 +110,7 @@ class Runner:
                 return index, record
         return max(index, accepted.cells_before - 1), None
 
-    async def _begin(self, job: Job, bound: int | None) -> tuple[Any, RunHead]:
+    async def _begin(self, job: Job, bound: int | None) -> tuple[Begun | Known, RunHead]:
         live = job.live
         if self.draining:
             raise Refusal("shutting_down")

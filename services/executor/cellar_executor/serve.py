@@ -142,6 +142,8 @@ async def _housekeeping(service: Service, store: Store, redis: RedisServer | Non
             await service.expire()
         except StoreUnavailable as error:
             log.warning("Redis does not answer: %s", error.detail)
+        except Exception:
+            log.exception("housekeeping failed; it goes on")
 
 
 class _Server(uvicorn.Server):

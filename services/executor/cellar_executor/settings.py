@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cellar_client.schemas import Limits
+from cellar_client.schemas import Limits, LimitsRequest
 
 ENV_PREFIX = "CELLAR_EXECUTOR_"
 
@@ -60,6 +60,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def parse_limits(cell_timeout_s: float, memory_mb: int, processes: int, disk_mb: int, output_bytes: int) -> Limits:
+    """The server's limits, within the bounds that hold for those of a request."""
+    checked = LimitsRequest(
+        cell_timeout_s=cell_timeout_s,
+        memory_mb=memory_mb,
+        processes=processes,
+        disk_mb=disk_mb,
+        output_bytes=output_bytes,
+    )
+    return Limits(**checked.model_dump())
 
 
 def parse_api_keys(text: str) -> dict[str, str]:

@@ -64,6 +64,23 @@ def test_without_keys_only_loopback_is_served(tmp_path: Path) -> None:
     assert "API_KEYS" in refused("--host", "0.0.0.0", "--data-dir", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--memory-mb", "-5", "memory_mb"),
+        ("--cell-timeout-s", "nan", "cell_timeout_s"),
+        ("--runtime", "old=/nonexistent", "no Python"),
+        ("--api-keys", "short", "API key"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, flag: str, value: str, said: str) -> None:
+    assert said in refused(flag, value, "--data-dir", str(tmp_path))
+
+
+def test_an_address_in_use_is_refused(executor: ExecutorProcess, tmp_path: Path) -> None:
+    assert "in use" in refused("--port", executor.url.rpartition(":")[2], "--data-dir", str(tmp_path))
+
+
 def test_without_nsjail_it_does_not_start(tmp_path: Path) -> None:
     assert "nsjail" in refused("--nsjail", "/nonexistent", "--data-dir", str(tmp_path))
 

@@ -1,5 +1,6 @@
 -- Begin a run: accept its own cell, if it has one, and start the first pending cell, in one write.
--- ARGV: expires_at, run_id, head of the run, bound ('' = all there is), generation, max_pending, max_bytes, [cell_id, code].
+-- ARGV: expires_at, run_id, head of the run, bound ('' = all there is), generation, max_pending, max_bytes,
+-- [cell_id, code].
 -- Returns {'begun', bound, [index, cell_id, code]}; {'known'} when this run was begun before; {'existing', index} when
 -- its own cell is no longer pending.
 if redis.call('EXISTS', SESSION) == 0 then return {'missing'} end

@@ -1,4 +1,4 @@
--- Put before every script. KEYS and the first two arguments are the same for all (store.py names and explains the keys).
+-- Put before every script on a session. KEYS and the first two arguments are the same for all (store.py explains them).
 -- A script of a server that no longer owns the store is refused here: that fences a server which slept too long.
 
 local SERVER, SESSIONS, LISTING, TOMBSTONE, SESSION, IDS, PENDING, RUNS, CELL = unpack(KEYS)
