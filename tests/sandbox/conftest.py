@@ -7,9 +7,9 @@ import pytest
 import pytest_asyncio
 
 from cellar_client.schemas import Limits
-from cellar_executor.jailed_kernel import JailedKernel
 from cellar_executor.kernel import SupervisorConfig
-from cellar_executor.supervisor import ProcessSupervisor, open_supervisor
+from cellar_executor.kernels.jailed_kernel import JailedKernel
+from cellar_executor.kernels.supervisor import ProcessSupervisor, open_supervisor
 
 ENVIRONMENT = Path(__file__).parents[2] / ".venv"
 LIMITS = Limits(cell_timeout_s=5, memory_mb=128, processes=16, disk_mb=16, output_bytes=64 << 10)

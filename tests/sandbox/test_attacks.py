@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cellar_executor.jailed_kernel import JailedKernel
-from cellar_executor.supervisor import ProcessSupervisor
+from cellar_executor.kernels.jailed_kernel import JailedKernel
+from cellar_executor.kernels.supervisor import ProcessSupervisor
 from tests.sandbox.attacks import ATTACKS, PRELUDE, Attack
 from tests.sandbox.conftest import LIMITS
 

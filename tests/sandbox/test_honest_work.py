@@ -3,8 +3,8 @@
 import pytest
 
 from cellar_client.schemas import Limits
-from cellar_executor.jailed_kernel import JailedKernel
-from cellar_executor.supervisor import ProcessSupervisor
+from cellar_executor.kernels.jailed_kernel import JailedKernel
+from cellar_executor.kernels.supervisor import ProcessSupervisor
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

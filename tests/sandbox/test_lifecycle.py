@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from cellar_client.schemas import Limits
-from cellar_executor.cgroups import TREE_PREFIX, open_cgroups
-from cellar_executor.jailed_kernel import JailedKernel
 from cellar_executor.kernel import SupervisorConfig
-from cellar_executor.supervisor import ProcessSupervisor, open_supervisor
+from cellar_executor.kernels.cgroups import TREE_PREFIX, open_cgroups
+from cellar_executor.kernels.jailed_kernel import JailedKernel
+from cellar_executor.kernels.supervisor import ProcessSupervisor, open_supervisor
 from tests.sandbox.conftest import LIMITS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -26,7 +26,7 @@ import asyncio, sys
 from pathlib import Path
 from cellar_client.schemas import Limits
 from cellar_executor.kernel import SupervisorConfig
-from cellar_executor.supervisor import open_supervisor
+from cellar_executor.kernels.supervisor import open_supervisor
 
 async def main():
     config = SupervisorConfig(runtimes={"python": Path(sys.argv[1])}, nsjail=Path(sys.argv[2]))
@@ -233,7 +233,9 @@ def processes_in(namespace: str) -> list[int]:
 def youngest_spawner() -> int:
     """The suite's own one is older."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    found = [int(pid) for pid in children if "cellar_executor.spawner" in Path(f"/proc/{pid}/cmdline").read_text()]
+    found = [
+        int(pid) for pid in children if "cellar_executor.kernels.spawner" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
     return max(found)
 
 

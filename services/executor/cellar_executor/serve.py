@@ -18,12 +18,12 @@ from cellar_client.schemas import Isolation
 from cellar_executor.app import create_app
 from cellar_executor.errors import StoreUnavailable
 from cellar_executor.kernel import Supervisor, SupervisorConfig
+from cellar_executor.kernels.supervisor import open_supervisor
 from cellar_executor.records import Quotas
 from cellar_executor.redis_server import RedisServer, redis_server
 from cellar_executor.service import Service
 from cellar_executor.settings import Settings, find_binary
 from cellar_executor.store import Store, open_store
-from cellar_executor.supervisor import open_supervisor
 
 HOUSEKEEPING_EVERY_S = 1.0
 LEASE_S = 10.0

@@ -136,17 +136,20 @@ async def test_a_second_trainer_may_publish_after_the_first(vllm_server: VLLMSer
         await opened.close()
 
 
-async def test_requests_in_flight_survive_new_weights_and_say_which_token_is_whose(
+async def test_a_token_in_flight_is_of_the_weights_that_it_names_and_of_no_older_cache(
     policy: VLLMPolicy, publisher: FilePublisher
 ) -> None:
-    await publisher.publish(tiny_model(seed=31, tied=True), 7)
+    models = {version: tiny_model(seed=30 + version, tied=True) for version in (7, 8)}
+    await publisher.publish(models[7], 7)
     running = [asyncio.create_task(policy.generate(PROMPT, sampling(900, seed=s))) for s in range(8)]
     await asyncio.sleep(0.3)
-    await publisher.publish(tiny_model(seed=32, tied=True), 8)
+    await publisher.publish(models[8], 8)
     for completion in await asyncio.gather(*running):
         assert list(completion.policy_versions) == sorted(completion.policy_versions)
-        assert set(completion.policy_versions) <= {7, 8}
-        assert len(completion.policy_versions) == len(completion.token_ids)
+        ids = (*PROMPT, *completion.token_ids)
+        scores = {version: score(model, ids)[len(PROMPT) - 1 :] for version, model in models.items()}
+        expected = [scores[version][place] for place, version in enumerate(completion.policy_versions)]
+        assert completion.logprobs == pytest.approx(expected, abs=1e-3)
 
 
 async def test_a_model_that_is_not_the_servers_is_found_out_and_the_server_lives(

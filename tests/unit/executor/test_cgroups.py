@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cellar_client.schemas import Limits
-from cellar_executor.cgroups import (
+from cellar_executor.kernels.cgroups import (
     TREE_PREFIX,
     V1,
     V2,

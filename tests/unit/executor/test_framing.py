@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellar_executor.framing import FrameDecoder, FrameTooLong, frame
+from cellar_executor.kernels.framing import FrameDecoder, FrameTooLong, frame
 
 
 @given(payloads=st.lists(st.binary(max_size=50)), cuts=st.lists(st.integers(min_value=0, max_value=400)))

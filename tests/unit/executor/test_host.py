@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cellar_executor.host import remedy
+from cellar_executor.kernels.host import remedy
 
 
 @pytest.mark.parametrize(

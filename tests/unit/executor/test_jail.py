@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from cellar_client.schemas import Limits
-from cellar_executor.jail import Jail, data_bytes, describe, kernel_environment, render
-from cellar_executor.runtime import Runtime
-from cellar_executor.seccomp import kafel_policy
+from cellar_executor.kernels.jail import Jail, data_bytes, describe, kernel_environment, render
+from cellar_executor.kernels.runtime import Runtime
+from cellar_executor.kernels.seccomp import kafel_policy
 
 LIMITS = Limits(cell_timeout_s=1, memory_mb=256, processes=7, disk_mb=32, output_bytes=1024)
 JAIL = Jail(

@@ -4,7 +4,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellar_executor.output import OutputRing, OutputStream
+from cellar_executor.kernels.output import OutputRing, OutputStream
 
 MARKER_ROOM = 60
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cellar_executor.kernel import IsolationUnavailable
-from cellar_executor.runtime import inspect_runtime, outermost
+from cellar_executor.kernels.runtime import inspect_runtime, outermost
 
 
 async def test_a_runtime_is_found_with_its_environment_and_its_base() -> None:

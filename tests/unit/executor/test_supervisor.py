@@ -8,9 +8,9 @@ import pytest
 import pytest_asyncio
 
 from cellar_client.schemas import CellError, Limits
-from cellar_executor.jailed_kernel import JailedKernel
 from cellar_executor.kernel import CellOutcome, IsolationUnavailable, KernelUnavailable, SupervisorConfig
-from cellar_executor.supervisor import Numbers, ProcessSupervisor, open_supervisor
+from cellar_executor.kernels.jailed_kernel import JailedKernel
+from cellar_executor.kernels.supervisor import Numbers, ProcessSupervisor, open_supervisor
 
 PYTHON = Path(__file__).parents[3] / ".venv/envs/runtime/bin/python"
 LIMITS = Limits(cell_timeout_s=5, memory_mb=256, processes=64, disk_mb=16, output_bytes=64 << 10)

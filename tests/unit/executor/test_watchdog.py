@@ -2,7 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cellar_executor.watchdog import anonymous_kb, private_kb
+from cellar_executor.kernels.watchdog import anonymous_kb, private_kb
 
 HOG = "x = b'x' * (50 << 20); print(flush=True); input()"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOG!r}])"

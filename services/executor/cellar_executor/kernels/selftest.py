@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from cellar_executor.jailed_kernel import JailedKernel
+from cellar_executor.kernels.jailed_kernel import JailedKernel
 
 PROBE_TIMEOUT_S = 10.0
 

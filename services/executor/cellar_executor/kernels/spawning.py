@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellar_executor.kernel import IsolationUnavailable, KernelUnavailable
-from cellar_executor.spawner import MAX_DATAGRAM, SpawnRequest
-from cellar_executor.staging import staged_path
+from cellar_executor.kernels.spawner import MAX_DATAGRAM, SpawnRequest
+from cellar_executor.kernels.staging import staged_path
 
 SPAWN_TIMEOUT_S = 10.0
 
@@ -78,7 +78,7 @@ async def open_spawner(trees: Sequence[Path]) -> tuple[Spawner, dict[Path, Path]
     """A spawner that stages `trees`; also where each of them is found. Raises `IsolationUnavailable`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listed = json.dumps([str(tree) for tree in trees])
-    command = [sys.executable, "-I", "-m", "cellar_executor.spawner", str(theirs.fileno()), listed]
+    command = [sys.executable, "-I", "-m", "cellar_executor.kernels.spawner", str(theirs.fileno()), listed]
     with theirs:
         process = _start(command, theirs.fileno())
     ours.setblocking(False)

@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cellar_executor.channel import KernelChannel
 from cellar_executor.kernel import CellOutcome, KernelUnavailable
-from cellar_executor.output import OutputStream
-from cellar_executor.protocol import (
+from cellar_executor.kernels.channel import KernelChannel
+from cellar_executor.kernels.output import OutputStream
+from cellar_executor.kernels.protocol import (
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
     CellReply,
@@ -104,7 +105,7 @@ class JailedKernel:
         finally:
             self._end_cell()
         reply = await self._believe(CellReply, answer, nonce)
-        return self._outcome(reply, self._loop.time() - started)
+        return self._outcome(reply, time.monotonic() - started)
 
     async def put_file(self, path: str, data: bytes) -> None:
         nonce = secrets.token_hex(8)
@@ -148,9 +149,8 @@ class JailedKernel:
         self._in_cell = True
         self._timed_out = False
         self._oom_kills_before = self._process.oom_kills()
-        started = self._loop.time()
-        self._timers = [self._loop.call_at(started + timeout_s, self._on_deadline)]
-        return started
+        self._timers = [self._loop.call_later(timeout_s, self._on_deadline)]
+        return time.monotonic()  # the loop's own clock is cached, and coarse
 
     def _on_deadline(self) -> None:
         self._timed_out = True

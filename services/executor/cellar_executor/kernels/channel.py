@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
-from cellar_executor.framing import FrameDecoder, FrameTooLong, frame
+from cellar_executor.kernels.framing import FrameDecoder, FrameTooLong, frame
 
 RECEIVE_BYTES = 256 << 10
 CREDENTIALS = struct.Struct("iII")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from cellar_executor.spawner import SpawnRequest
-from cellar_executor.spawning import Spawner
+from cellar_executor.kernels.spawner import SpawnRequest
+from cellar_executor.kernels.spawning import Spawner
 
 CONFIGURATION = "/proc/self/fd/4"
 """Where the started process finds `Plan.configuration`."""

@@ -5,7 +5,8 @@ fork and exec, and the server has threads, where that may deadlock; staging take
 with threads cannot change for all of them; and a fork of the server would copy its page tables for every session.
 This process has one thread, no secret and no listener. It trusts the server, and nothing of a jail ever reaches it.
 
-Run as `python -I -m cellar_executor.spawner FD TREES`; one request per datagram on that socket, see `SpawnRequest`.
+Run as `python -I -m cellar_executor.kernels.spawner FD TREES`; one request per datagram on that socket, see
+`SpawnRequest`.
 When the server dies the socket closes, this process ends, and so do all jails.
 """
 
@@ -20,7 +21,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cellar_executor.staging import stage
+from cellar_executor.kernels.staging import stage
 
 MAX_DATAGRAM = 64 << 10
 PASSED_FDS = 5

@@ -9,8 +9,8 @@ from nsjail.enums import LogLevel, RLimitType
 from nsjail.serializers.textproto import to_textproto
 
 from cellar_client.schemas import Limits
-from cellar_executor.runtime import SYSTEM_LIBRARIES, Runtime
-from cellar_executor.seccomp import kafel_policy
+from cellar_executor.kernels.runtime import SYSTEM_LIBRARIES, Runtime
+from cellar_executor.kernels.seccomp import kafel_policy
 
 CONTROL_FD = 3
 LOG_FD = 5

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cellar_executor.jailed_kernel import JailedKernel
+from cellar_executor.kernels.jailed_kernel import JailedKernel
 
 PERIOD_S = 0.1
 PROC = Path("/proc")

@@ -15,9 +15,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from cellar_client.schemas import Isolation, Limits
-from cellar_executor.cgroups import CgroupTree, SessionCgroup, open_cgroups
-from cellar_executor.host import remedy
-from cellar_executor.jail import (
+from cellar_executor.kernel import IsolationUnavailable, KernelUnavailable, SupervisorConfig
+from cellar_executor.kernels.cgroups import CgroupTree, SessionCgroup, open_cgroups
+from cellar_executor.kernels.host import remedy
+from cellar_executor.kernels.jail import (
     KERNEL_MAIN,
     NAMESPACES,
     WORKDIR,
@@ -27,13 +28,12 @@ from cellar_executor.jail import (
     kernel_environment,
     render,
 )
-from cellar_executor.jailed_kernel import JailedKernel, KernelProcess
-from cellar_executor.kernel import IsolationUnavailable, KernelUnavailable, SupervisorConfig
-from cellar_executor.launch import CONFIGURATION, Launched, Plan, launch, read_log
-from cellar_executor.runtime import Runtime, inspect_runtime
-from cellar_executor.selftest import probe_jail
-from cellar_executor.spawning import Spawner, open_spawner
-from cellar_executor.watchdog import watch
+from cellar_executor.kernels.jailed_kernel import JailedKernel, KernelProcess
+from cellar_executor.kernels.launch import CONFIGURATION, Launched, Plan, launch, read_log
+from cellar_executor.kernels.runtime import Runtime, inspect_runtime
+from cellar_executor.kernels.selftest import probe_jail
+from cellar_executor.kernels.spawning import Spawner, open_spawner
+from cellar_executor.kernels.watchdog import watch
 
 log = logging.getLogger(__name__)
 
