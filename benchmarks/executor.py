@@ -44,16 +44,17 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     samples = Samples()
     with tempfile.TemporaryDirectory() as data_dir, ExecutorProcess(Path(data_dir)) as server:
-        http = Http(server.url)
         for i in range(rounds):
-            measure_cellar(http, samples)
+            measure_cellar(server.url, samples)
             measure_ipykernel(samples)
             print(f"\rround {i + 1}/{rounds}", end="", flush=True)
     print()
     report(samples)
 
 
-def measure_cellar(http: "Http", samples: Samples) -> None:
+def measure_cellar(url: str, samples: Samples) -> None:
+    http = Http(url)
+    http.request("GET", "/healthz")
     for name, first_cell in (("session start + print(1)", "print(1)"), ("session start + numpy, sympy", IMPORTS)):
         with timed(samples, name, "cellar"):
             session = http.post("/v1/sessions", {})["session_id"]

@@ -39,7 +39,7 @@ from demo.tiny_model import make_model, make_tokenizer, save, warm_start
 
 CONFIG = Path(__file__).with_name("config.toml")
 HELD_OUT = 64
-HELD_OUT_SAMPLES = 4
+HELD_OUT_SAMPLES = 2
 WARM_START_STEPS = 300
 SEED = 0
 
@@ -119,7 +119,7 @@ def _policy(out: Path) -> Iterator[list[str]]:
 def _vllm(out: Path) -> VLLMServer:
     if not DEFAULT_PYTHON.exists():
         raise ServerFailed("it is not installed here")
-    return VLLMServer(out / "model", log=out / "vllm.log")
+    return VLLMServer(out / "model", log=out / "vllm.log", threads=1)
 
 
 async def _learn(config: Config, data: Path | None) -> dict[str, Any]:

@@ -16,5 +16,5 @@ def tiny_vllm(folder: Path) -> Iterator[VLLMServer]:
     if not DEFAULT_PYTHON.exists():
         pytest.skip("no vLLM here: make setup-vllm builds its environment")
     model_dir = save_tiny_model(folder / "model", tied=True)
-    with VLLMServer(model_dir, log=folder / "vllm.log", max_model_len=1024) as server:
+    with VLLMServer(model_dir, log=folder / "vllm.log", threads=1, max_model_len=1024) as server:
         yield server

@@ -72,7 +72,7 @@ class Learner:
         tokens = sums.pop("tokens_trained", 0.0)
         if not tokens:
             return {}
-        means = {name: value / tokens for name, value in sums.items()}
+        means = {name: value if name.endswith("_max") else value / tokens for name, value in sums.items()}
         rate = self._schedule.get_last_lr()[0]
         return {**means, "tokens_trained": tokens, "grad_norm": max(norms), "learning_rate": float(rate)}
 
@@ -85,7 +85,7 @@ class Learner:
         self._schedule.load_state_dict(state["schedule"])
 
     def _backward(self, batch: Batch, minibatch_tokens: float) -> dict[str, float]:
-        """Add the batch's share of the minibatch's gradient; return its metrics summed over its sampled tokens."""
+        """Add the batch's share of the minibatch's gradient; return its metrics, those that are means as sums."""
         device = self.model.device
         mask_BT = batch.loss_mask_BT.to(device).bool()
         hidden_BTD = hidden_states(self.model, batch.inputs_BT.to(device), batch.attention_mask_BT.to(device))
@@ -129,4 +129,4 @@ def _split(batches: Sequence[Batch], count: int) -> Iterator[Sequence[Batch]]:
 
 def _add(sums: dict[str, float], more: Metrics) -> None:
     for name, value in more.items():
-        sums[name] += value
+        sums[name] = max(sums[name], value) if name.endswith("_max") else sums[name] + value

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[3]
 DEFAULT_PYTHON = ROOT / ".venv/envs/vllm/bin/python"
 EXTENSION_DIR = ROOT / "deploy/vllm"
 GRACE_S = 10.0
+NICENESS = 10
+"""vLLM's processes spin while they wait for each other; on a small machine that takes the cores that cells need."""
 LOG_TAIL_LINES = 25
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
@@ -54,6 +56,7 @@ class VLLMServer(AbstractContextManager["VLLMServer"]):
         model_dir: a model with its tokenizer, as Hugging Face's `save_pretrained` writes it.
         log: where the server's output goes.
         python: the Python of vLLM's environment.
+        threads: of the model's arithmetic; vLLM takes all cores when left out, which a tiny model only loses by.
         extra: further arguments of the server.
     """
 
@@ -69,6 +72,7 @@ class VLLMServer(AbstractContextManager["VLLMServer"]):
         max_model_len: int = 4096,
         max_sequences: int = 64,
         kv_cache_mb: int = 64,
+        threads: int | None = None,
         start_timeout_s: float = 300.0,
         progress: Progress | None = None,
         extra: tuple[str, ...] = (),
@@ -78,8 +82,11 @@ class VLLMServer(AbstractContextManager["VLLMServer"]):
         self._start_timeout_s = start_timeout_s
         self._progress = progress or Progress()
         self._port = _free_port()
+        environment = ENVIRONMENT | {"PYTHONPATH": str(EXTENSION_DIR)}
+        if threads is not None:
+            environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
         self._command = [
-            *("env", *(f"{name}={value}" for name, value in ENVIRONMENT.items()), f"PYTHONPATH={EXTENSION_DIR}"),
+            *("nice", "-n", str(NICENESS), "env", *(f"{name}={value}" for name, value in environment.items())),
             *(str(python), "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(model_dir), "--served-model-name", self.model, "--dtype", dtype),
             *("--host", "127.0.0.1", "--port", str(self._port), "--disable-uvicorn-access-log"),

@@ -105,6 +105,7 @@ class FilePublisher:
         await self._call("/start_weight_update")
         await self._call("/update_weights", {"update_info": {"path": path}})
         await self._call("/finish_weight_update", {"weight_version": str(version)})
+        # vLLM 0.32 empties its caches at the pause as well, but documents that `keep` will not.
         await self._call("/reset_prefix_cache?reset_running_requests=true")
         await self._call("/resume")
 
