@@ -43,7 +43,7 @@ HELD_OUT_SAMPLES = 2
 WARM_START_STEPS = 300
 SEED = 0
 
-console = Console()
+console = Console(soft_wrap=True)
 
 
 def main() -> None:

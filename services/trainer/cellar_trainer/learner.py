@@ -110,7 +110,7 @@ class Learner:
         return {
             "tokens_trained": float(tokens),
             "loss": loss.item(),
-            **{name: value.item() * tokens for name, value in metrics.items()},
+            **{name: value.item() * (1 if name.endswith("_max") else tokens) for name, value in metrics.items()},
         }
 
     def _update(self) -> float:

@@ -27,7 +27,7 @@ class Progress:
         self._console = console or Console(stderr=True, highlight=False)
 
     def say(self, message: str) -> None:
-        self._console.print(message, markup=False)
+        self._console.print(message, markup=False, soft_wrap=True)
 
     @contextmanager
     def waiting(self, message: str) -> Iterator[None]:
