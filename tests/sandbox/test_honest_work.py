@@ -91,3 +91,10 @@ async def test_a_seed_makes_sessions_repeat_each_other(supervisor: ProcessSuperv
         results.append((await kernel.run_cell(code, timeout_s=30)).result)
         await kernel.close()
     assert results[0] == results[1] != results[2]
+
+
+async def test_stdin_is_read_as_text_and_as_bytes(kernel: JailedKernel) -> None:
+    code = "import sys; (sys.stdin.readline(), sys.stdin.read())"
+    assert (await kernel.run_cell(code, timeout_s=5, stdin="é\nb\nc")).result == r"('é\n', 'b\nc')"
+    code = "sys.stdin.buffer.read()"
+    assert (await kernel.run_cell(code, timeout_s=5, stdin="é\n")).result == r"b'\xc3\xa9\n'"

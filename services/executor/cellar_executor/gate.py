@@ -35,7 +35,7 @@ class Gate:
 
     def _tenant(self, headers: Headers) -> str:
         if not self._tenants:
-            return _local_tenant(headers.get("host", ""))
+            return _local_tenant(headers)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = _digest(key)
         # Every key is compared, each in constant time: the answer's time tells nothing about them.
@@ -65,11 +65,25 @@ class Gate:
         return Refusal("body_too_large", f"more than {self._max_body_bytes} bytes")
 
 
-def _local_tenant(host: str) -> str:
-    """Without keys only this machine is served, by its own names: a web page that rebinds its name to it is not."""
-    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+def _local_tenant(headers: Headers) -> str:
+    """Without keys only this machine is served, by its own names: a web page that rebinds its name to it is not.
+
+    Nor is any other page of a browser on this machine, whose requests carry the page's origin.
+    """
+    if not _names_this_machine(f"//{headers.get('host', '')}"):
         raise Refusal("unauthorized", "without API keys the server answers to loopback names only")
+    origin = headers.get("origin")
+    foreign = origin is not None and not _names_this_machine(origin)
+    if foreign or headers.get("sec-fetch-site") == "cross-site":
+        raise Refusal("unauthorized", "without API keys the server answers to no web page from elsewhere")
     return "default"
+
+
+def _names_this_machine(url: str) -> bool:
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
 
 
 def _digest(key: str) -> bytes:

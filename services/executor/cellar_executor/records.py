@@ -34,7 +34,8 @@ class SessionRecord:
     expires_at: float
     cells_total: int
     cells_pending: int
-    lost: bool
+    unrepeatable: bool
+    """Its state cannot be rebuilt once its kernel is dead, until a reset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def session_record(ref: Ref, row: Mapping[str, str], pending: int) -> SessionRec
         expires_at=float(row["expires_at"]),
         cells_total=int(row["cells"]),
         cells_pending=pending,
-        lost="lost" in row,
+        unrepeatable="unrepeatable" in row,
     )
 
 

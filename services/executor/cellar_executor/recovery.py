@@ -1,4 +1,9 @@
-"""A kernel that died under a session with `recovery: "replay"`: its finished cells are run again in a fresh one."""
+"""A kernel that died under a session with `recovery: "replay"`: its finished cells are run again in a fresh one.
+
+A cell that stopped half-way while its kernel lived on, by a soft time-out or a requested interrupt, left state that
+running it again would not give. A session with such a cell is lost when its kernel dies. What a cell did whose kernel
+died with it is gone in any case: the cells before it are run again, and it is not.
+"""
 
 import logging
 import time
@@ -30,14 +35,14 @@ class Recovery:
         kernel = await self._sessions.fresh_kernel(live)
         try:
             if not await self._replay(live, kernel):
-                live.given_up = True
+                live.unrepeatable = True
                 await self._store.mark_lost(live.ref)
                 raise Refusal("session_lost", "its cells could not be run again; a reset gives it a fresh namespace")
             await self._store.new_generation(live.ref, live.generation + 1, live.config.idle_ttl_s, reset=False)
+            self._sessions.renew(live, kernel)
         except BaseException:
             await kernel.close()
             raise
-        live.renew(kernel)
         live.recovered = True
         log.info("session recovered", extra={"session_id": live.ref.session_id, "generation": live.generation})
 

@@ -66,7 +66,7 @@ class Runner:
             arrived=time.monotonic(),
             answer=asyncio.get_running_loop().create_future(),
         )
-        self._background.start(_settle(job.answer, self._take_turn(job)))
+        self._background.start(_settle(job.answer, self._answer(job)))
         return await asyncio.shield(job.answer)
 
     async def earlier(self, ref: Ref, run_id: str) -> Run | None:
@@ -77,8 +77,28 @@ class Runner:
             return None
         return run_from(head, ref.session_id, cells)
 
+    async def _answer(self, job: Job) -> Run:
+        try:
+            return await self._take_turn(job)
+        except Refusal as refusal:
+            first = await self._first_try(job) if refusal.code == "session_lost" else None
+            if first is None:
+                raise
+            return first
+
+    async def _first_try(self, job: Job) -> Run | None:
+        """What became of this run, or of its own cell, if this is a retry. Raises `session_not_found`."""
+        ref = (await self._store.session(job.live.ref)).ref
+        if await self._store.has_run(ref, job.run_id):
+            return await self._begun_before(ref, job.run_id)
+        record = None if job.cell is None else await self._store.find_cell(ref, job.cell[0])
+        if record is None or record.cell.status == "pending" or (record.cell.cell_id, record.cell.code) != job.cell:
+            return None
+        return await self._known(job, record)
+
     async def _take_turn(self, job: Job) -> Run:
         live = job.live
+        live.refuse_if_lost()
         async with AsyncExitStack() as arrival:
             await arrival.enter_async_context(live.arrival)
             bound = None
@@ -145,6 +165,7 @@ class Runner:
         while current is not None:
             cell = finished(current.cell_id, current.index, current.code, await self._run_cell(job, current))
             cells.append(cell)
+            live.unrepeatable |= live.alive and (live.interrupted or cell.status == "timeout")
             go_on = live.alive and (cell.status == "ok" or job.on_error == "continue")
             following = await self._record(job, head, cell, begun.bound, go_on=go_on)
             if not go_on:
@@ -158,6 +179,7 @@ class Runner:
         kernel = job.live.kernel
         assert kernel is not None
         names = {"session_id": job.live.ref.session_id, "run_id": job.run_id, "cell_id": cell.cell_id}
+        job.live.interrupted = False
         try:
             outcome = await kernel.run_cell(cell.code, timeout_s=job.timeout_s)
         except Exception:
@@ -174,7 +196,15 @@ class Runner:
         patience_ends = time.monotonic() + STORE_PATIENCE_S
         while True:
             try:
-                return await self._store.step(live.ref, head, cell, bound, live.config.idle_ttl_s, go_on=go_on)
+                return await self._store.step(
+                    live.ref,
+                    head,
+                    cell,
+                    bound,
+                    live.config.idle_ttl_s,
+                    go_on=go_on,
+                    repeatable=not live.unrepeatable,
+                )
             except StoreUnavailable as refusal:
                 if time.monotonic() > patience_ends and not job.answer.done():
                     job.answer.set_exception(refusal)

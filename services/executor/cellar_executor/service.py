@@ -1,5 +1,6 @@
 """The use cases: what each route means. Between HTTP, which it does not know, and the store and the kernels."""
 
+import asyncio
 import logging
 import time
 
@@ -60,6 +61,7 @@ class Service:
         recovery = Recovery(store, self._sessions, timeout_s=replay_timeout_s)
         self._runner = Runner(store, recovery, self.background)
         self._self_test: tuple[float, str] | None = None
+        self._self_testing = asyncio.Lock()
         self.idempotency = Idempotency(store, self.background)
 
     # --- sessions -----------------------------------------------------------------------------------
@@ -101,21 +103,19 @@ class Service:
     async def interrupt(self, ref: Ref) -> None:
         live = await self._live(ref)
         live.refuse_if_lost()
-        if live.kernel is not None:
-            live.kernel.interrupt()
+        live.interrupt()
 
     async def reset(self, ref: Ref) -> Session:
         """A fresh namespace and fresh files, after the runs that came before. What is pending stays pending."""
         live = await self._live(ref)
         async with live.my_turn():
-            kernel = await self._sessions.fresh_kernel(live)
+            kernel, old = await self._sessions.fresh_kernel(live), live.kernel
             try:
                 await self._store.new_generation(ref, live.generation + 1, live.config.idle_ttl_s, reset=True)
+                self._sessions.renew(live, kernel)
             except BaseException:
                 await kernel.close()
                 raise
-            old = live.kernel
-            live.renew(kernel)
             live.recovered = False
             if old is not None:
                 await old.close()
@@ -146,9 +146,7 @@ class Service:
     async def run(self, ref: Ref, request: RunRequest, ids: Ids) -> Run:
         if request.atomic:
             raise Refusal("not_supported", "`atomic` runs")
-        live = await self._live(ref)
-        live.refuse_if_lost()
-        return await self._runner.run(live, request, ids)
+        return await self._runner.run(await self._live(ref), request, ids)
 
     async def earlier_run(self, ref: Ref, run_id: str) -> Run | None:
         """A run from its record; None while it goes on."""
@@ -223,7 +221,8 @@ class Service:
         return "ok"
 
     async def _isolation_state(self) -> str:
-        now = time.monotonic()
-        if self._self_test is None or now - self._self_test[0] > SELF_TEST_EVERY_S:
-            self._self_test = (now, await self._supervisor.self_test() or "ok")
-        return self._self_test[1]
+        async with self._self_testing:
+            if self._self_test is None or time.monotonic() - self._self_test[0] > SELF_TEST_EVERY_S:
+                found = await self._supervisor.self_test() or "ok"
+                self._self_test = (time.monotonic(), found)
+            return self._self_test[1]

@@ -21,8 +21,10 @@ class LiveSession:
     config: SessionConfig
     generation: int
     kernel: Kernel | None = None
-    given_up: bool = False
-    """Its state could not be rebuilt; only a reset helps."""
+    unrepeatable: bool = False
+    """Its state could not be rebuilt, or could not be if its kernel died; only a reset helps."""
+    interrupted: bool = False
+    """The cell that runs, or ran last, was interrupted by request."""
     recovered: bool = False
     """Its state was rebuilt and no run has said so yet."""
     in_line: int = 0
@@ -37,17 +39,22 @@ class LiveSession:
 
     @property
     def lost(self) -> bool:
-        return not self.alive and (self.given_up or self.config.recovery == "fail")
+        return not self.alive and (self.unrepeatable or self.config.recovery == "fail")
 
     def refuse_if_lost(self) -> None:
         if self.lost:
             raise Refusal("session_lost", "a reset gives it a fresh namespace")
 
+    def interrupt(self) -> None:
+        self.interrupted = True
+        if self.kernel is not None:
+            self.kernel.interrupt()
+
     def renew(self, kernel: Kernel) -> None:
         """A fresh kernel: one generation more."""
         self.kernel = kernel
         self.generation += 1
-        self.given_up = False
+        self.unrepeatable = False
 
     @contextlib.asynccontextmanager
     async def my_turn(self) -> AsyncIterator[None]:
@@ -84,7 +91,7 @@ class Sessions:
 
     def adopt(self, record: SessionRecord) -> LiveSession:
         """Hold a session whose kernel died with an earlier server."""
-        earlier = LiveSession(record.ref, record.config, record.generation, given_up=record.lost)
+        earlier = LiveSession(record.ref, record.config, record.generation, unrepeatable=record.unrepeatable)
         return self._live.setdefault(record.ref, earlier)
 
     @contextlib.contextmanager
@@ -106,6 +113,12 @@ class Sessions:
 
     async def fresh_kernel(self, live: LiveSession) -> Kernel:
         return await self.start_kernel(live.config.limits, live.config.runtime, live.config.seed)
+
+    def renew(self, live: LiveSession, kernel: Kernel) -> None:
+        """Give the session a fresh kernel. Raises `session_not_found` when it was deleted meanwhile."""
+        if self._live.get(live.ref) is not live:
+            raise Refusal("session_not_found")
+        live.renew(kernel)
 
     async def close(self, ref: Ref) -> None:
         live = self._live.pop(ref, None)
@@ -139,4 +152,4 @@ def _status(record: SessionRecord, live: LiveSession | None) -> SessionStatus:
         return "running"
     if live is not None and live.alive:
         return "ready"
-    return "lost" if record.lost or record.config.recovery == "fail" else "ready"
+    return "lost" if record.unrepeatable or record.config.recovery == "fail" else "ready"

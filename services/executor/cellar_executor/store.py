@@ -14,7 +14,8 @@ and its kernel with it.
     cellar:deleted:{ref}    string   tombstone: the id is never used again. No TTL for ids that clients chose; that of
                                      idempotency keys for ids made here, which only a retry could ask for again
     cellar:session:{ref}    hash     generation, base (first generation that may be replayed), cells, bytes, created_at,
-                                     expires_at, config (JSON), origin (nonce of the request), running (index), lost
+                                     expires_at, config (JSON), origin (nonce of the request), running (index),
+                                     unrepeatable (its state is not to be rebuilt)
     cellar:ids:{ref}        hash     cell_id -> index
     cellar:pending:{ref}    zset     indices of pending cells
     cellar:runs:{ref}       hash     run_id -> head of the run (JSON); the rest of a run is its cells
@@ -144,7 +145,7 @@ class Store:
             raise Refusal("session_exists")
         if reply == "full":
             raise Refusal("too_many_sessions")
-        return SessionRecord(ref, config, 1, 1, now, expires_at, cells_total=0, cells_pending=0, lost=False)
+        return SessionRecord(ref, config, 1, 1, now, expires_at, cells_total=0, cells_pending=0, unrepeatable=False)
 
     async def origin(self, ref: Ref) -> str | None:
         """Nonce of the request that made the session; None when there is no such session."""
@@ -223,10 +224,19 @@ class Store:
         return Known(index=reply[1] if reply[0] == "existing" else None)
 
     async def step(
-        self, ref: Ref, head: RunHead, cell: Cell, bound: int, idle_ttl_s: float, *, go_on: bool
+        self,
+        ref: Ref,
+        head: RunHead,
+        cell: Cell,
+        bound: int,
+        idle_ttl_s: float,
+        *,
+        go_on: bool,
+        repeatable: bool = True,
     ) -> list[StartedCell]:
         """Finish `cell`; then start the next cell of the run (`go_on`), or skip all that are left. Safe to repeat.
 
+        `repeatable` False: the kernel lives on with state that running the cell again would not give.
         Returns the started cell (or none), or the skipped ones. Raises `session_not_found`.
         """
         outcome = cell.model_dump_json(include={"stdout", "stderr", "result", "error", "duration_s", "truncated"})
@@ -241,6 +251,7 @@ class Store:
             head.generation,
             bound,
             "next" if go_on else "skip",
+            "repeatable" if repeatable else "unrepeatable",
         )
         _check(reply[0])
         return _started(reply[1:])
@@ -252,10 +263,14 @@ class Store:
         return (await self.cells(ref, [reply[1]]))[0]
 
     async def cell(self, ref: Ref, cell_id: str) -> CellRecord:
-        index = await _answer(self._redis.hget(f"cellar:ids:{ref}", cell_id))
-        if index is None:
+        record = await self.find_cell(ref, cell_id)
+        if record is None:
             raise Refusal("cell_not_found")
-        return (await self.cells(ref, [int(index)]))[0]
+        return record
+
+    async def find_cell(self, ref: Ref, cell_id: str) -> CellRecord | None:
+        index = await _answer(self._redis.hget(f"cellar:ids:{ref}", cell_id))
+        return None if index is None else (await self.cells(ref, [int(index)]))[0]
 
     async def cells(self, ref: Ref, indices: Sequence[int]) -> list[CellRecord]:
         """Cells by index. Raises `session_not_found` when the session is deleted meanwhile."""
@@ -266,6 +281,9 @@ class Store:
         if not all(rows):
             raise Refusal("session_not_found")
         return [cell_record(index, row, self.instance) for index, row in zip(indices, rows, strict=True)]
+
+    async def has_run(self, ref: Ref, run_id: str) -> bool:
+        return bool(await _answer(self._redis.hexists(f"cellar:runs:{ref}", run_id)))
 
     async def run(self, ref: Ref, run_id: str) -> tuple[RunHead, list[CellRecord]]:
         """A run's head and cells. Raises `session_not_found`, `run_not_found`."""

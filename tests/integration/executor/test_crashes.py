@@ -79,6 +79,61 @@ def test_a_replay_session_is_rebuilt_after_its_kernel_died(http: httpx.Client) -
     http.delete(session.path)
 
 
+def assert_lost_and_not_rebuilt(session: Session) -> None:
+    assert session.run("import os; os._exit(1)")["status"] == "killed"
+    assert_lost(session)
+    assert session.post("reset").status_code == 200
+    session.run("x = 7")
+    session.run("import os; os._exit(1)")
+    assert session.run("x")["result"] == "7"
+
+
+def test_state_left_by_a_cell_that_timed_out_softly_is_not_replayed(http: httpx.Client) -> None:
+    session = Session(http, recovery="replay")
+    session.run("x = 1")
+    half = session.run("x = 2\nimport time; time.sleep(60)", timeout_s=0.5)
+    assert half["status"] == "timeout"
+    assert session.run("x")["result"] == "2"
+    assert_lost_and_not_rebuilt(session)
+    http.delete(session.path)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = 2\nimport time; time.sleep(60)",
+        "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: x = 2",
+    ],
+)
+def test_state_left_by_an_interrupted_cell_is_not_replayed(http: httpx.Client, code: str) -> None:
+    session = Session(http, recovery="replay")
+    thread = run_in_background(session, {"code": code})
+    time.sleep(0.3)
+    session.post("interrupt")
+    thread.join()
+    assert session.run("x")["result"] == "2"
+    assert_lost_and_not_rebuilt(session)
+    http.delete(session.path)
+
+
+def test_half_done_state_is_not_replayed_after_a_server_crash(start_executor: StartExecutor) -> None:
+    executor = start_executor()
+    with connect(executor) as http:
+        session = Session(http, recovery="replay")
+        session.run("x = 2\nimport time; time.sleep(60)", timeout_s=0.5)
+        crash(executor, session)
+        assert_lost(session)
+
+
+def test_a_cell_that_took_its_kernel_along_is_left_out_of_a_replay(http: httpx.Client) -> None:
+    session = Session(http, recovery="replay")
+    session.run("x = 1")
+    assert session.run(f"x = 2; {DEATHS['SIGINT ignored']}", timeout_s=0.5)["status"] == "timeout"
+    run = session.run("x")
+    assert (run["result"], run["recovered"]) == ("1", True)
+    http.delete(session.path)
+
+
 def test_cells_before_a_reset_are_not_replayed(http: httpx.Client) -> None:
     session = Session(http, recovery="replay")
     session.run("old = 1")
@@ -167,6 +222,23 @@ def test_retries_after_a_crash_find_what_the_first_try_did(start_executor: Start
         lost = session.post("run", slow, **{"Idempotency-Key": "started"}).json()
         assert (lost["status"], [cell["status"] for cell in lost["cells"]]) == ("lost", ["lost"])
         assert session.run("ran")["result"] == "[0]"
+
+
+def test_retries_are_answered_after_their_session_was_lost(start_executor: StartExecutor) -> None:
+    executor = start_executor()
+    with connect(executor) as http:
+        session = Session(http)
+        key, deadly = {"Idempotency-Key": "deadly"}, {"code": "import os; os._exit(0)", "cell_id": "deadly"}
+        kept = {"code": "print(1)", "cell_id": "kept"}
+        lived = session.post("run", kept).json()
+        first = session.post("run", deadly, **key).json()
+        assert first["status"] == "killed"
+        for _ in range(2):
+            assert session.post("run", deadly, **key).json() == first
+            assert session.post("run", deadly).json() == first
+            assert session.post("run", kept).json() == lived
+            assert session.post("run", {"code": "1"}).json()["code"] == "session_lost"
+            crash(executor, session)
 
 
 def test_a_create_that_is_tried_again_after_a_crash_finds_its_session(start_executor: StartExecutor) -> None:

@@ -68,6 +68,7 @@ class InProcessSupervisor:
 
     async def self_test(self) -> str | None:
         self.self_tests += 1
+        await asyncio.sleep(0.01)
         return self.problem
 
     async def close(self) -> None:

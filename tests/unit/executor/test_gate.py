@@ -78,3 +78,24 @@ async def test_without_a_body_nothing_is_read() -> None:
 )
 async def test_without_keys_only_names_of_this_machine_are_answered(host: str, status: int) -> None:
     assert await send_through(Inner(), [], {"host": host}, keys={}) == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"origin": "http://localhost:3000"}, 200),
+        ({"origin": "http://127.0.0.1", "sec-fetch-site": "same-site"}, 200),
+        ({"origin": "https://evil.example"}, 401),
+        ({"origin": "https://localhost.evil.example"}, 401),
+        ({"origin": "null"}, 401),
+        ({"origin": ""}, 401),
+        ({"origin": "http://[::1"}, 401),
+        ({"sec-fetch-site": "cross-site"}, 401),
+    ],
+)
+async def test_without_keys_pages_from_elsewhere_are_refused(headers: dict[str, str], status: int) -> None:
+    assert await send_through(Inner(), [], {"host": "localhost", **headers}, keys={}) == status
+
+
+async def test_with_a_key_an_origin_does_not_matter() -> None:
+    assert await send_through(Inner(), [b""], {**CHUNKED, "origin": "https://page.example"}) == 200

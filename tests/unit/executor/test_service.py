@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from cellar_client.schemas import CreateSession, ExecuteRequest, QueueCells, Run
 from cellar_executor.errors import Refusal
 from cellar_executor.ids import Ids, Ref
 from cellar_executor.service import Service
+from cellar_executor.store import Store
 from tests.unit.executor.fakes import InProcessSupervisor
 
 REF = Ref("tenant", "s")
@@ -124,6 +126,12 @@ async def test_the_self_test_is_not_repeated_for_every_probe(service: Service, s
     assert supervisor.self_tests == 1
 
 
+async def test_probes_at_the_same_time_share_one_self_test(service: Service, supervisor: InProcessSupervisor) -> None:
+    replies = await asyncio.gather(*(service.readiness() for _ in range(25)))
+    assert {reply.status for reply in replies} == {"ready"}
+    assert supervisor.self_tests == 1
+
+
 async def test_a_jail_that_does_not_hold_makes_the_server_not_ready(
     service: Service, supervisor: InProcessSupervisor
 ) -> None:
@@ -152,3 +160,50 @@ async def test_idle_sessions_expire_with_their_kernels(service: Service, supervi
     assert supervisor.kernels[0].closed
     with pytest.raises(Refusal, match="session_not_found"):
         await service.get(REF)
+
+
+@pytest.mark.parametrize("recovery", ["fail", "replay"])
+async def test_a_run_in_line_for_a_deleted_session_finds_none(service: Service, recovery: str) -> None:
+    await create(service, recovery)
+    live = service._sessions.get(REF)
+    assert live is not None
+    async with live.my_turn():
+        waiting = [asyncio.create_task(run(service, *code)) for code in ((), ("1",))]
+        await asyncio.sleep(0.05)
+        await service.delete(REF)
+    for refused in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(refused, Refusal)
+        assert refused.code == "session_not_found"
+
+
+@pytest.mark.parametrize("how", ["reset", "replay"])
+async def test_a_session_deleted_while_its_new_kernel_is_recorded_leaves_no_kernel(
+    service: Service, store: Store, supervisor: InProcessSupervisor, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    record = store.new_generation
+
+    async def record_and_delete(*args: Any, **more: Any) -> None:
+        await record(*args, **more)
+        await service.delete(REF)
+
+    await create(service, "replay")
+    if how == "replay":
+        await run(service, "die()")
+    monkeypatch.setattr(store, "new_generation", record_and_delete)
+    with pytest.raises(Refusal, match="session_not_found"):
+        await (service.reset(REF) if how == "reset" else run(service, "1"))
+    assert [kernel.closed for kernel in supervisor.kernels] == [True, True]
+
+
+async def test_a_retry_is_answered_after_its_session_was_lost(service: Service) -> None:
+    await create(service)
+    ids = Ids.fresh()
+    empty = await service.run(REF, RunRequest(), ids)
+    deadly = RunRequest(code="die()", cell_id="c")
+    first = await service.run(REF, deadly, Ids.fresh())
+    assert first.status == "killed"
+    assert await service.run(REF, deadly, Ids.fresh()) == first
+    assert await service.run(REF, RunRequest(), ids) == empty
+    for other in (RunRequest(code="other", cell_id="c"), RunRequest(code="die()"), RunRequest()):
+        with pytest.raises(Refusal, match="session_lost"):
+            await service.run(REF, other, Ids.fresh())

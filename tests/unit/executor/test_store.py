@@ -56,7 +56,7 @@ async def test_a_session_is_created_once(store: Store, config: SessionConfig) ->
         await store.create(REF, config, origin="other")
     await store.create(REF, config, origin="nonce")
     record = await store.session(REF)
-    assert (record.generation, record.cells_total, record.lost, record.config) == (1, 0, False, config)
+    assert (record.generation, record.cells_total, record.unrepeatable, record.config) == (1, 0, False, config)
 
 
 async def test_no_more_sessions_than_the_quota(store: Store, config: SessionConfig) -> None:
@@ -213,9 +213,10 @@ def replace_ttl(config: SessionConfig, idle_ttl_s: float) -> SessionConfig:
 
 async def test_a_reset_begins_a_generation_that_replays_nothing_older(store: Store) -> None:
     await store.mark_lost(REF)
-    assert (await store.session(REF)).lost
+    assert (await store.session(REF)).unrepeatable
     await store.new_generation(REF, 2, TTL_S, reset=False)
-    assert ((await store.session(REF)).base_generation, (await store.session(REF)).lost) == (1, False)
+    record = await store.session(REF)
+    assert (record.base_generation, record.unrepeatable) == (1, False)
     await store.new_generation(REF, 3, TTL_S, reset=True)
     assert (await store.session(REF)).base_generation == 3
 
@@ -257,3 +258,45 @@ async def test_a_full_redis_is_unavailable(store: Store) -> None:
             await store.accept(REF, [("c0", "1")], TTL_S)
     finally:
         await store._redis.config_set("maxmemory", "0")
+
+
+async def test_a_reset_makes_room_in_a_full_log(store: Store) -> None:
+    begun = await begin(store, cell=("c0", "1"))
+    await store.step(REF, head(), done(0, stdout="x" * QUOTAS.max_log_bytes), begun.bound, TTL_S, go_on=True)
+    with pytest.raises(Refusal, match="too_many_cells"):
+        await store.accept(REF, [("c1", "1")], TTL_S)
+    await store.new_generation(REF, 2, TTL_S, reset=False)
+    with pytest.raises(Refusal, match="too_many_cells"):
+        await store.accept(REF, [("c1", "1")], TTL_S)
+    await store.new_generation(REF, 3, TTL_S, reset=True)
+    await store.accept(REF, [("c1", "x" * 6000)], TTL_S)
+
+
+async def test_a_reset_still_counts_what_is_pending(store: Store) -> None:
+    await store.accept(REF, [("c0", "x" * 6000)], TTL_S)
+    await store.new_generation(REF, 2, TTL_S, reset=True)
+    with pytest.raises(Refusal, match="too_many_cells"):
+        await store.accept(REF, [("c1", "x" * 6000)], TTL_S)
+
+
+async def test_runs_of_nothing_do_not_fill_the_store(store: Store) -> None:
+    await begin(store, "run-0")
+    counted = await store._redis.hget(f"cellar:session:{REF}", "bytes")
+    assert counted == str(len(head("run-0").model_dump_json()))
+    await store._redis.hset(f"cellar:session:{REF}", "bytes", QUOTAS.max_log_bytes)
+    with pytest.raises(Refusal, match="too_many_cells"):
+        await begin(store, "run-1")
+
+
+async def test_what_is_pending_runs_though_the_log_is_full(store: Store) -> None:
+    await store.accept(REF, [("c0", "1")], TTL_S)
+    await store._redis.hset(f"cellar:session:{REF}", "bytes", QUOTAS.max_log_bytes)
+    assert (await begin(store)).first is not None
+
+
+async def test_what_a_run_left_half_done_is_marked_until_a_reset(store: Store) -> None:
+    begun = await begin(store, cell=("c0", "1"))
+    await store.step(REF, head(), done(0, "timeout"), begun.bound, TTL_S, go_on=False, repeatable=False)
+    assert (await store.session(REF)).unrepeatable
+    await store.new_generation(REF, 2, TTL_S, reset=True)
+    assert not (await store.session(REF)).unrepeatable

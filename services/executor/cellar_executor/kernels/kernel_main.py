@@ -113,7 +113,7 @@ class Session:
         self._cells += 1
         filename = f"<cell {self._cells}>"
         linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
-        sys.stdin = io.StringIO(stdin)
+        sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
         signal.signal(signal.SIGINT, on_sigint)
         try:
             return {"status": "ok", "result": interruptible(self._evaluate, code, filename), "error": None}

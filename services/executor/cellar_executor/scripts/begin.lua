@@ -26,8 +26,12 @@ if #ARGV > 7 then
   local indices, refusal = accept(8, tonumber(ARGV[6]), tonumber(ARGV[7]))
   if not indices then return {refusal} end
   if redis.call('HGET', CELL .. indices[1], 'status') ~= 'pending' then return {'existing', indices[1]} end
+elseif redis.call('ZCARD', PENDING) == 0 then
+  -- Runs of nothing are kept as well, and are not to grow without bound.
+  if redis.call('HGET', SESSION, 'bytes') + #ARGV[3] > tonumber(ARGV[7]) then return {'log_full'} end
 end
 bound = bound or redis.call('HGET', SESSION, 'cells') - 1
+redis.call('HINCRBY', SESSION, 'bytes', #ARGV[3])
 redis.call('HSET', RUNS, ARGV[2], ARGV[3])
 touch(ARGV[1])
 return start_next({'begun', bound}, bound, ARGV[2], ARGV[5])

@@ -1,8 +1,14 @@
 -- The session has a new kernel: one generation more. ARGV: expires_at, generation, 'reset' | 'replay'.
--- After a reset, cells of earlier generations are history: they are never replayed.
+-- After a reset, cells of earlier generations are history: they are never replayed, and no longer counted.
 if redis.call('EXISTS', SESSION) == 0 then return 'missing' end
 redis.call('HSET', SESSION, 'generation', ARGV[2])
-if ARGV[3] == 'reset' then redis.call('HSET', SESSION, 'base', ARGV[2]) end
-redis.call('HDEL', SESSION, 'lost')
+if ARGV[3] == 'reset' then
+  local bytes = 0
+  for _, index in ipairs(redis.call('ZRANGE', PENDING, 0, -1)) do
+    bytes = bytes + redis.call('HSTRLEN', CELL .. index, 'code')
+  end
+  redis.call('HSET', SESSION, 'base', ARGV[2], 'bytes', bytes)
+end
+redis.call('HDEL', SESSION, 'unrepeatable')
 touch(ARGV[1])
 return 'renewed'

@@ -1,5 +1,5 @@
 -- Finish a cell and, in the same write, start the next one of its run or skip the rest of it.
--- ARGV: expires_at, index, run_id, status, outcome, generation, bound, 'next' | 'skip'.
+-- ARGV: expires_at, index, run_id, status, outcome, generation, bound, 'next' | 'skip', 'repeatable' | 'unrepeatable'.
 -- Returns {'ok', (index, cell_id, code)...}: the cell that was started, or those that were skipped. Doing it twice, for
 -- a reply lost on the way, answers the same; another outcome for a finished cell is refused.
 if redis.call('EXISTS', SESSION) == 0 then return {'missing'} end
@@ -13,6 +13,7 @@ local reply = {'ok'}
 if status == 'running' then
   redis.call('HSET', cell, 'status', ARGV[4], 'outcome', ARGV[5])
   redis.call('HINCRBY', SESSION, 'bytes', #ARGV[5])
+  if ARGV[9] == 'unrepeatable' then redis.call('HSET', SESSION, 'unrepeatable', 1) end
   touch(ARGV[1])
   if ARGV[8] == 'next' then return start_next(reply, bound, run_id, ARGV[6]) end
   redis.call('HDEL', SESSION, 'running')
