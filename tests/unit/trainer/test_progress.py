@@ -9,7 +9,8 @@ from cellar_trainer.progress import Progress
 
 def shown(*, terminal: bool) -> tuple[Progress, io.StringIO]:
     out = io.StringIO()
-    return Progress(Console(file=out, force_terminal=terminal, width=200, highlight=False)), out
+    console = Console(file=out, force_terminal=terminal, width=200, highlight=False, _environ={})  # whatever TERM is here
+    return Progress(console), out
 
 
 def test_a_step_is_one_line_with_what_it_has() -> None:
