@@ -9,7 +9,8 @@ from cellar_trainer.progress import Progress
 
 def shown(*, terminal: bool) -> tuple[Progress, io.StringIO]:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=200, highlight=False, _environ={})  # whatever TERM is here
+    # No environment: what TERM says where the tests run must not matter.
+    console = Console(file=out, force_terminal=terminal, width=200, highlight=False, _environ={})
     return Progress(console), out
 
 
