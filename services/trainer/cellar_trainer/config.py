@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as dataclass_fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from cellar_trainer.collect import CollectOptions
 from cellar_trainer.learner import OptimiserOptions
@@ -140,6 +140,12 @@ class Config(BaseModel):
     train: TrainOptions = field(default_factory=TrainOptions)
     eval: EvalSection = field(default_factory=EvalSection)
 
+    @model_validator(mode="after")
+    def _gate_can_be_sampled(self) -> Self:
+        if self.objective.name == "eh_grpo" and self.policy.kind != "local":
+            raise ValueError('objective.name = "eh_grpo" needs policy.kind = "local": vLLM knows of no explicit gate')
+        return self
+
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
     """Read a TOML file and apply `key=value` changes, as in `optimiser.learning_rate=1e-5`. Raises `ConfigError`."""
@@ -184,7 +190,10 @@ def _toml_value(text: str) -> Any:
 
 
 def _explain(location: Iterable[int | str], message: str) -> str:
-    *sections, last = path = [str(part) for part in location]
+    path = [str(part) for part in location]
+    if not path:
+        return message
+    *sections, last = path
     if message in ("Extra inputs are not permitted", "Unexpected keyword argument"):
         near = get_close_matches(last, _keys(sections), n=1)
         message = "no such key" + (f"; did you mean {'.'.join([*sections, *near])}?" if near else "")

@@ -1,6 +1,5 @@
 """One optimiser step from packed trajectories: the only place where gradients are made."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from cellar_trainer.model import ControlTokens, hidden_states, output_weight
-from cellar_trainer.objectives import ObjectiveOptions, policy_objective
+from cellar_trainer.model import ControlTokens, ModelUnusable, hidden_states, output_weight
+from cellar_trainer.objectives import Losses, ObjectiveOptions, SampledTokens, policy_objective
+from cellar_trainer.objectives.eh_grpo import attach_gate, gate_logits, gate_of
+from cellar_trainer.objectives.measures import Measure, Sum, merge
+from cellar_trainer.objectives.normalisation import StepTotals, loss_weights, step_totals
 from cellar_trainer.packing import Batch
-from cellar_trainer.types import Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,12 @@ class OptimiserOptions:
 
 
 class Learner:
-    """A model with its optimiser.
+    """A model with its optimiser. For `eh_grpo` the model is given an explicit gate, unless it has one.
 
     Args:
         temperature: of the sampling; the objective sees the same distribution.
+
+    Raises `ModelUnusable` when the model has a gate that the objective knows nothing of.
     """
 
     def __init__(
@@ -45,9 +48,13 @@ class Learner:
         *,
         temperature: float,
     ) -> None:
+        if objective.name == "eh_grpo":
+            attach_gate(model, trigger_probability=objective.gate_start)
+        elif gate_of(model) is not None:
+            raise ModelUnusable(f"the model samples with an explicit gate, which {objective.name} would not train")
         self.model = model
+        self.objective = objective
         self._tokens = tokens
-        self._objective = objective
         self._options = options
         self._temperature = temperature
         self._optimiser = AdamW(
@@ -57,24 +64,34 @@ class Learner:
         self._schedule = LambdaLR(self._optimiser, lambda step: min(1.0, (step + 1) / (warmup + 1)))
 
     def learn(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Train on all batches once. The loss of an optimiser step is the mean over its sampled tokens.
+        """Train on all batches once, in `minibatches` optimiser steps, each of which minimises its weighted loss.
 
-        Returns the mean of each of the objective's metrics over tokens, `loss`, `grad_norm` (the largest, before
-        clipping), `tokens_trained` and `learning_rate`; nothing when there are no batches.
+        Returns the objective's measures; `policy_loss`, `hierarchical_loss` and their sum `loss`, means over optimiser
+        steps; `grad_norm` (the largest, before clipping), `tokens_trained` and `learning_rate`; nothing when there are
+        no batches. The value of `hierarchical_loss`, and so of `loss`, has no meaning (docs/algorithm.md).
         """
-        sums: dict[str, float] = defaultdict(float)
+        measures: dict[str, Measure] = {}
         norms: list[float] = []
+        tokens = 0.0
         for minibatch in _split(batches, self._options.minibatches):
-            count = sum(float(batch.loss_mask_BT.sum()) for batch in minibatch)
+            totals = step_totals(batch.loss_mask_BT for batch in minibatch)
             for batch in minibatch:
-                _add(sums, self._backward(batch, count))
+                merge(measures, self._backward(batch, totals))
             norms.append(self._update())
-        tokens = sums.pop("tokens_trained", 0.0)
-        if not tokens:
+            tokens += totals.tokens
+        if not norms:
             return {}
-        means = {name: value if name.endswith("_max") else value / tokens for name, value in sums.items()}
-        rate = self._schedule.get_last_lr()[0]
-        return {**means, "tokens_trained": tokens, "grad_norm": max(norms), "learning_rate": float(rate)}
+        metrics = {name: float(measure) for name, measure in measures.items()}
+        policy_loss, hierarchical_loss = (metrics[name] / len(norms) for name in ("policy_loss", "hierarchical_loss"))
+        return {
+            **metrics,
+            "loss": policy_loss + hierarchical_loss,
+            "policy_loss": policy_loss,
+            "hierarchical_loss": hierarchical_loss,
+            "tokens_trained": tokens,
+            "grad_norm": max(norms),
+            "learning_rate": float(self._schedule.get_last_lr()[0]),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides the model's weights."""
@@ -84,34 +101,29 @@ class Learner:
         self._optimiser.load_state_dict(state["optimiser"])
         self._schedule.load_state_dict(state["schedule"])
 
-    def _backward(self, batch: Batch, minibatch_tokens: float) -> dict[str, float]:
-        """Add the batch's share of the minibatch's gradient; return its metrics, those that are means as sums."""
+    def _backward(self, batch: Batch, totals: StepTotals) -> dict[str, Measure]:
+        """Add the batch's share of the optimiser step's gradient."""
         device = self.model.device
-        mask_BT = batch.loss_mask_BT.to(device).bool()
         hidden_BTD = hidden_states(self.model, batch.inputs_BT.to(device), batch.attention_mask_BT.to(device))
+        losses, measures = self._losses(hidden_BTD, batch)
+        weights_N = _sampled(batch, loss_weights(batch.loss_mask_BT, totals, self.objective), device)
+        (weights_N * (losses.policy_N + losses.hierarchical_N)).sum().backward()
+        policy_loss, hierarchical_loss = (Sum((weights_N * loss_N).sum().detach()) for loss_N in losses)
+        return {**measures, "policy_loss": policy_loss, "hierarchical_loss": hierarchical_loss}
 
-        def sampled(values_BT: Tensor) -> Tensor:
-            return values_BT.to(device)[mask_BT]
-
-        loss_N, metrics = policy_objective(
-            hidden_BTD[mask_BT],
+    def _losses(self, hidden_BTD: Tensor, batch: Batch) -> tuple[Losses, dict[str, Measure]]:
+        device = hidden_BTD.device
+        hidden_ND = _sampled(batch, hidden_BTD, device)
+        gate = gate_of(self.model)
+        return policy_objective(
+            hidden_ND,
             output_weight(self.model),
-            sampled(batch.targets_BT),
-            sampled(batch.logprobs_BT),
-            sampled(batch.trigger_logprobs_BT),
-            sampled(batch.advantages_BT),
+            sampled_tokens(batch, device),
             self._tokens.trigger_id,
-            self._objective,
+            self.objective,
             temperature=self._temperature,
+            gate_logit_N=None if gate is None else gate_logits(gate, hidden_ND),
         )
-        loss = loss_N.sum()
-        (loss / minibatch_tokens).backward()
-        tokens = len(loss_N)
-        return {
-            "tokens_trained": float(tokens),
-            "loss": loss.item(),
-            **{name: value.item() * (1 if name.endswith("_max") else tokens) for name, value in metrics.items()},
-        }
 
     def _update(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._options.max_grad_norm)
@@ -121,12 +133,24 @@ class Learner:
         return float(norm)
 
 
+def sampled_tokens(batch: Batch, device: torch.device) -> SampledTokens:
+    """The tokens of a batch that are trained on, row by row."""
+    rows_BT = torch.arange(len(batch.loss_mask_BT))[:, None].expand_as(batch.loss_mask_BT)
+    return SampledTokens(
+        targets_N=_sampled(batch, batch.targets_BT, device),
+        old_logprobs_N=_sampled(batch, batch.logprobs_BT, device),
+        old_trigger_logprobs_N=_sampled(batch, batch.trigger_logprobs_BT, device),
+        advantages_N=_sampled(batch, batch.advantages_BT, device),
+        sequences_N=_sampled(batch, rows_BT, device),
+        near_fence_N=_sampled(batch, batch.near_fence_BT, device),
+    )
+
+
+def _sampled(batch: Batch, values_BT: Tensor, device: torch.device) -> Tensor:
+    return values_BT.to(device)[batch.loss_mask_BT.to(device).bool()]
+
+
 def _split(batches: Sequence[Batch], count: int) -> Iterator[Sequence[Batch]]:
     """Deal the batches, which come longest first, into at most `count` minibatches of like lengths."""
     for start in range(min(count, len(batches))):
         yield batches[start::count]
-
-
-def _add(sums: dict[str, float], more: Metrics) -> None:
-    for name, value in more.items():
-        sums[name] = max(sums[name], value) if name.endswith("_max") else sums[name] + value

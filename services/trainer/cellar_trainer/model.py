@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from cellar_trainer.objectives.eh_grpo import load_gate
+
 disable_progress_bar()  # of loading and saving: a flicker for small models, and noise in every log
 
 
@@ -46,6 +48,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, trigger: str) -> ControlT
 def load_model(path: Path, *, dtype: str, device: str) -> PreTrainedModel:
     """The causal language model under `path`, without dropout, so that sampling and training see the same function."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    load_gate(model, path)
     model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
     model.eval()
     return model

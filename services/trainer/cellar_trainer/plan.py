@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cellar_trainer.config import Config
 from cellar_trainer.model import control_tokens, load_tokenizer
+from cellar_trainer.objectives import ObjectiveOptions
 from cellar_trainer.tasks import load_tasks
 
 GIB = 2**30
@@ -27,7 +28,7 @@ def plan(config: Config) -> list[tuple[str, str]]:
     return [
         ("model", f"{config.model.path}, {parameters / 1e6:,.1f} M parameters, {config.model.dtype}"),
         ("trigger", f"{config.model.trigger!r}, token {tokens.trigger_id}"),
-        ("objective", f"{config.objective.name}, f {config.objective.f}, weight {config.objective.weight:g}"),
+        ("objective", _objective(config.objective)),
         ("tasks", f"{len(tasks)} from {config.tasks.path}"),
         ("a step", f"{config.collect.tasks} tasks x {config.collect.siblings} siblings = {per_step} trajectories"),
         ("all steps", f"{config.train.steps} steps, {config.train.steps * per_step / max(1, len(tasks)):.1f} per task"),
@@ -37,6 +38,12 @@ def plan(config: Config) -> list[tuple[str, str]]:
         *((f"memory: {name}", f"{size / GIB:.2f} GiB") for name, size in memory.items()),
         ("memory: all, on " + config.model.device, f"{sum(memory.values()) / GIB:.2f} GiB (estimate)"),
     ]
+
+
+def _objective(objective: ObjectiveOptions) -> str:
+    layered = objective.name != objective.base
+    terms = f", f {objective.f}, weight {objective.weight:g}" if objective.name == "ih_grpo" else ""
+    return f"{objective.name}{f' on {objective.base}' if layered else ''}{terms}, mean over {objective.loss_mean}"
 
 
 def _memory(config: Config) -> tuple[int, dict[str, float]]:

@@ -14,7 +14,7 @@ LINE = (
     ("deferral", "deferral_rate", ".2f"),
     ("runs", "runs_per_trajectory", ".2f"),
     ("coefficient", "hierarchical_coefficient", ".4f"),
-    ("loss", "loss", "+.4f"),
+    ("loss", "policy_loss", "+.4f"),
     ("grad", "grad_norm", ".3f"),
 )
 """What a step's line shows: label, metric, format. A metric that a step lacks is left out."""

@@ -8,23 +8,26 @@ silently left out; and where a trajectory that a service failed is dropped, not 
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
 from transformers import PreTrainedTokenizerBase
 
 from cellar_trainer import checkpoint
-from cellar_trainer.advantages import group_advantages
+from cellar_trainer.advantages import group_advantages, pairwise_advantages
 from cellar_trainer.collect import DROPPED, Collection, CollectOptions, Rollouts, TaskStream, collect
+from cellar_trainer.fences import near_fences
 from cellar_trainer.learner import Learner
 from cellar_trainer.metrics import RunLog, rollout_metrics
 from cellar_trainer.model import ControlTokens
-from cellar_trainer.packing import Batch, pack
+from cellar_trainer.objectives import ObjectiveOptions
+from cellar_trainer.packing import Batch, Example, pack
 from cellar_trainer.progress import Progress
 from cellar_trainer.rewards import Outcome
-from cellar_trainer.types import Metrics, StopReason
+from cellar_trainer.types import Metrics, StopReason, Trajectory
 from cellar_trainer.weights import WeightPublisher
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -36,8 +39,6 @@ class TrainOptions:
     seed: int = 0
     token_budget: int = 16_384
     """Most tokens, padding included, that go through the model at once."""
-    normalise_advantages: bool = True
-    """Divide by the group's standard deviation; false is Dr. GRPO."""
     masked_stop_reasons: frozenset[StopReason] = frozenset({StopReason.VOID, StopReason.DEADLINE})
     """Trajectories that count in their group's mean but are not trained on: void turns make gradients explode (arXiv
     2509.02479), and who misses a deadline may have waited for a service."""
@@ -77,7 +78,9 @@ async def train(run: Training, options: TrainOptions, collecting: CollectOptions
         with run.progress.counting(f"step {run.step + 1}") as count:
             collection = await collect(run.stream, run.rollouts, collecting, seed=options.seed, on_done=count)
         collected_s = time.perf_counter()
-        learned = run.learner.learn(to_batches(collection, run.tokens.pad_id, options))
+        learned = run.learner.learn(
+            to_batches(collection, run.tokenizer, run.tokens.pad_id, options, run.learner.objective)
+        )
         learned_s = time.perf_counter()
         published = await run.publisher.publish(run.learner.model, version=run.step + 1)
         timings = {
@@ -90,25 +93,33 @@ async def train(run: Training, options: TrainOptions, collecting: CollectOptions
         _save(run, options)
 
 
-def to_batches(collection: Collection, pad_id: int, options: TrainOptions) -> list[Batch]:
+def to_batches(
+    collection: Collection,
+    tokenizer: PreTrainedTokenizerBase,
+    pad_id: int,
+    options: TrainOptions,
+    objective: ObjectiveOptions,
+) -> list[Batch]:
     """What there is to learn from: advantages within groups, less the trajectories that are masked."""
     members = [(group.key, trajectory) for group in collection.groups for trajectory in group.trajectories]
-    advantages = group_advantages(
-        [trajectory.reward or 0.0 for _, trajectory in members],
-        [key for key, _ in members],
-        normalise=options.normalise_advantages,
-    )
-    learnable = [
-        (trajectory, advantage)
-        for (_, trajectory), advantage in zip(members, advantages, strict=True)
+    text_of = cache(lambda token_id: str(tokenizer.decode([token_id])))
+    examples = [
+        Example(
+            trajectory, advantage, near_fence=near_fences(trajectory, text_of) if objective.mask == "fence" else None
+        )
+        for (_, trajectory), advantage in zip(members, _advantages(members, objective), strict=True)
         if trajectory.stop_reason not in options.masked_stop_reasons
     ]
-    return pack(
-        [trajectory for trajectory, _ in learnable],
-        [advantage for _, advantage in learnable],
-        token_budget=options.token_budget,
-        pad_id=pad_id,
-    )
+    return pack(examples, token_budget=options.token_budget, pad_id=pad_id)
+
+
+def _advantages(members: Sequence[tuple[str, Trajectory]], objective: ObjectiveOptions) -> list[float]:
+    keys = [key for key, _ in members]
+    rewards = [trajectory.reward or 0.0 for _, trajectory in members]
+    if objective.advantage != "pairwise":
+        return group_advantages(rewards, keys, normalise=objective.advantage == "standardised")
+    scores = [sum(trajectory.logprobs) for _, trajectory in members]
+    return pairwise_advantages(rewards, keys, scores, tau=objective.lampo_tau, normalise=objective.lampo_normalise)
 
 
 async def _finish_step(run: Training, options: TrainOptions, collection: Collection, metrics: Metrics) -> None:

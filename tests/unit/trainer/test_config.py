@@ -57,8 +57,9 @@ def test_changes_are_toml_values_or_bare_text_at_dotted_paths(tmp_path: Path) ->
         ("objective.qqqqqq=1", "objective.qqqqqq: no such key"),
         ("train.steps=many", "train.steps: Input should be a valid integer"),
         ("rollout.temperature=0", "rollout.temperature: Input should be greater than 0"),
-        ("objective.preset=best", "objective: Value error, no preset 'best'; there are exact, grpo, released"),
+        ("objective.preset=best", "objective: Value error, no preset 'best'; there are exact, released"),
         ("train.masked_stop_reasons=['tired']", "train.masked_stop_reasons.0: Input should be 'answered'"),
+        ("objective.name=eh_grpo", 'Value error, objective.name = "eh_grpo" needs policy.kind = "local"'),
         ("train.steps", "'train.steps' is not of the form key=value"),
         ("output.x=1", "output.x: output is not a section"),
     ],
@@ -89,6 +90,19 @@ def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
 def test_a_preset_gives_values_that_single_keys_change() -> None:
     config = parse_config({**MINIMAL, "objective": {"preset": "released", "clip_high": 0.4}})
     assert (config.objective.weight, config.objective.f, config.objective.clip_high) == (0.001, "none", 0.4)
+
+
+def test_the_demos_objective_is_a_token_mean_with_two_clips() -> None:
+    demo = load_config(Path("demo/config.toml"), ["output=o", "model.path=m", "tasks.path=t.jsonl"]).objective
+    assert (demo.name, demo.f, demo.weight, demo.respect_clip, demo.mask) == ("ih_grpo", "none", 1.0, True, "response")
+    assert (demo.advantage, demo.ratio, demo.loss_mean) == ("standardised", "token", "token")
+    assert (demo.clip_low, demo.clip_high, demo.dual_clip) == (0.2, 0.28, 3.0)
+    assert (demo.importance, demo.importance_cap) == ("truncate", 2.0)
+
+
+def test_an_explicit_gate_needs_the_local_policy() -> None:
+    config = parse_config({**MINIMAL, "objective": {"name": "eh_grpo"}, "policy": {"kind": "local"}})
+    assert config.objective.base == "dapo"
 
 
 def test_a_turn_ends_at_the_trigger_or_the_end_of_sequence() -> None:

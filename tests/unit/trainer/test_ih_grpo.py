@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cellar_trainer.objectives.base import Correction
 from cellar_trainer.objectives.ih_grpo import hierarchical_loss
+from cellar_trainer.objectives.options import Correction
 
 INF = float("inf")
 CORRECTIONS = get_args(Correction)
@@ -157,6 +157,24 @@ def test_f_moves_only_the_triggers_logit_and_only_where_it_was_not_sampled() -> 
     assert moved[:, 4].tolist() == (ids_N != 4).tolist()
     assert not moved[:, :4].any()
     assert not moved[:, 5:].any()
+
+
+@pytest.mark.parametrize("f", CORRECTIONS)
+def test_the_common_level_of_the_logits_changes_the_value_but_not_the_gradient(f: Correction) -> None:
+    logits_NV, ids_N, advantages_N = state(5, 12, 4)
+    low, high = (logits_NV.clone().requires_grad_(), (logits_NV + 7).requires_grad_())
+
+    low_N, high_N = (hierarchical_loss(leaf, ids_N, 4, advantages_N, f=f) for leaf in (low, high))
+    low_N.sum().backward()
+    high_N.sum().backward()
+
+    assert low.grad is not None
+    assert high.grad is not None
+    torch.testing.assert_close(high.grad, low.grad)
+    torch.testing.assert_close(high_N - low_N, 7 * low.grad.sum(-1))
+    p_N = logits_NV.softmax(-1)[:, 4]
+    if f == "none":
+        torch.testing.assert_close(high_N - low_N, 7 * advantages_N * ((ids_N != 4).double() - (1 - p_N)))
 
 
 MASKED_ROWS = {

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellar_trainer.packing import pack
+from cellar_trainer.packing import Batch, Example, pack
 from cellar_trainer.types import Segment, SegmentKind, Task, Trajectory
 
 TASK = Task("t", "1+1", "2")
@@ -27,10 +27,15 @@ def observation(*token_ids: int) -> Segment:
     return Segment(SegmentKind.OBSERVATION, token_ids)
 
 
+def packed(rows: list[Trajectory], advantages: list[float], *, token_budget: int) -> list[Batch]:
+    examples = [Example(row, advantage) for row, advantage in zip(rows, advantages, strict=True)]
+    return pack(examples, token_budget=token_budget, pad_id=PAD)
+
+
 def test_two_rows_by_hand() -> None:
     long, short = trajectory(prompt(1), sampled(2, 3), observation(4), sampled(5)), trajectory(prompt(6, 7), sampled(8))
 
-    (batch,) = pack([short, long], [0.5, -2.0], token_budget=8, pad_id=PAD)
+    (batch,) = packed([short, long], [0.5, -2.0], token_budget=8)
 
     assert batch.inputs_BT.tolist() == [[1, 2, 3, 4], [6, 7, PAD, PAD]]
     assert batch.targets_BT.tolist() == [[2, 3, 4, 5], [7, 8, PAD, PAD]]
@@ -45,7 +50,7 @@ def test_two_rows_by_hand() -> None:
 def test_rows_of_similar_length_share_a_batch_within_the_budget() -> None:
     rows = [trajectory(prompt(1), sampled(*range(n))) for n in (2, 9, 3, 8)]
 
-    shapes = [tuple(batch.inputs_BT.shape) for batch in pack(rows, [1.0] * 4, token_budget=18, pad_id=PAD)]
+    shapes = [tuple(batch.inputs_BT.shape) for batch in packed(rows, [1.0] * 4, token_budget=18)]
 
     assert shapes == [(2, 9), (2, 3)]
 
@@ -53,18 +58,18 @@ def test_rows_of_similar_length_share_a_batch_within_the_budget() -> None:
 def test_a_row_longer_than_the_budget_has_a_batch_of_its_own() -> None:
     rows = [trajectory(prompt(1), sampled(*range(n))) for n in (20, 2)]
 
-    shapes = [tuple(batch.inputs_BT.shape) for batch in pack(rows, [1.0] * 2, token_budget=4, pad_id=PAD)]
+    shapes = [tuple(batch.inputs_BT.shape) for batch in packed(rows, [1.0] * 2, token_budget=4)]
 
     assert shapes == [(1, 20), (1, 2)]
 
 
 def test_a_trajectory_without_sampled_tokens_is_left_out() -> None:
-    assert pack([trajectory(prompt(1, 2))], [1.0], token_budget=4, pad_id=PAD) == []
+    assert packed([trajectory(prompt(1, 2))], [1.0], token_budget=4) == []
 
 
 def test_a_sampled_token_that_nothing_predicts_is_refused() -> None:
     with pytest.raises(ValueError, match="no prompt"):
-        pack([trajectory(sampled(1))], [1.0], token_budget=4, pad_id=PAD)
+        packed([trajectory(sampled(1))], [1.0], token_budget=4)
 
 
 @given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), max_size=8), st.integers(1, 40))
@@ -78,7 +83,7 @@ def test_every_sampled_token_appears_exactly_once_and_no_batch_is_over_budget(
         )
         for turns in shapes
     ]
-    batches = pack(rows, [float(i) for i in range(len(rows))], token_budget=budget, pad_id=PAD)
+    batches = packed(rows, [float(i) for i in range(len(rows))], token_budget=budget)
 
     trained = [t for b in batches for t in b.targets_BT[b.loss_mask_BT.bool()].tolist()]
     assert sorted(trained) == sorted(
@@ -87,4 +92,28 @@ def test_every_sampled_token_appears_exactly_once_and_no_batch_is_over_budget(
     for b in batches:
         assert b.inputs_BT.numel() <= budget or len(b.inputs_BT) == 1
         assert torch.equal(b.logprobs_BT, -b.targets_BT * b.loss_mask_BT)
-    assert repr(batches) == repr(pack(rows, [float(i) for i in range(len(rows))], token_budget=budget, pad_id=PAD))
+    assert repr(batches) == repr(packed(rows, [float(i) for i in range(len(rows))], token_budget=budget))
+
+
+def test_advantages_masks_and_fences_may_be_per_token() -> None:
+    row = trajectory(prompt(1), sampled(2, 3), observation(4), sampled(5))
+    example = Example(row, [9.0, 0.5, -1.0, 9.0, 2.0], trained=[1, 1, 0, 1, 1], near_fence=[0, 0, 1, 0, 1])
+
+    (batch,) = pack([example], token_budget=8, pad_id=PAD)
+
+    assert batch.loss_mask_BT.tolist() == [[1, 0, 0, 1]], "an observation is not trained on, whatever is asked for"
+    assert batch.advantages_BT.tolist() == [[0.5, 0, 0, 2.0]]
+    assert batch.logprobs_BT.tolist() == [[-2, 0, 0, -5]]
+    assert batch.near_fence_BT.tolist() == [[False, True, False, True]]
+
+
+def test_a_row_of_which_nothing_is_trained_on_is_left_out() -> None:
+    row = trajectory(prompt(1), sampled(2, 3))
+    assert pack([Example(row, 1.0, trained=[0, 0, 0])], token_budget=4, pad_id=PAD) == []
+
+
+def test_per_token_values_of_another_length_are_refused() -> None:
+    row = trajectory(prompt(1), sampled(2, 3))
+    for example in (Example(row, [1.0]), Example(row, 1.0, trained=[1])):
+        with pytest.raises(ValueError, match="shorter|1 advantages"):
+            pack([example], token_budget=4, pad_id=PAD)

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -45,16 +45,18 @@ async def no_evaluation() -> Metrics:
     return {}
 
 
-def training(folder: Path, model_path: Path) -> Training:
+def training(folder: Path, model_path: Path, objective: ObjectiveOptions | None = None) -> Training:
     """A run in `folder`, at its newest checkpoint if it has one, as `wiring` would open it."""
     newest = checkpoint.latest(folder / "checkpoints")
     start = checkpoint.position(newest) if newest else checkpoint.Position()
     model = load_model(newest or model_path, dtype="float32", device="cpu")
-    learner = Learner(model, TOKENS, ObjectiveOptions(), OptimiserOptions(1e-3, warmup_steps=3), temperature=1.0)
+    objective = objective or ObjectiveOptions()
+    learner = Learner(model, TOKENS, objective, OptimiserOptions(1e-3, warmup_steps=3), temperature=1.0)
     if newest:
         checkpoint.restore(newest, learner)
     policy = LocalPolicy(model)
-    options = RolloutOptions(sampling=Sampling(6, stop_token_ids=(TOKENS.trigger_id, TOKENS.eos_id)))
+    stops = (TOKENS.trigger_id, TOKENS.eos_id)
+    options = RolloutOptions(sampling=Sampling(6, stop_token_ids=stops, trigger_id=TOKENS.trigger_id))
     return Training(
         rollouts=Rollouts(policy, cast(Any, InProcessCellar()), RENDERER, EverySecond(), options, concurrency=1),
         stream=TaskStream(TASKS, seed=0, position=start.stream_position),
@@ -70,8 +72,10 @@ def training(folder: Path, model_path: Path) -> Training:
     )
 
 
-async def run(folder: Path, model_path: Path, *, steps: int, **changes: Any) -> Training:
-    opened = training(folder, model_path)
+async def run(
+    folder: Path, model_path: Path, *, steps: int, objective: ObjectiveOptions | None = None, **changes: Any
+) -> Training:
+    opened = training(folder, model_path, objective)
     unmasked: frozenset[StopReason] = frozenset()
     with opened.log:
         await train(opened, TrainOptions(steps=steps, masked_stop_reasons=unmasked, **changes), COLLECT)
@@ -86,17 +90,21 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if not name.endswith("_s")} for row in rows]
 
 
-async def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ih_grpo", "eh_grpo"])
+async def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not_bit_for_bit(
+    tmp_path: Path, name: Literal["ih_grpo", "eh_grpo"]
+) -> None:
+    objective = ObjectiveOptions(name=name)
     model_path = save_tiny_model(tmp_path / "model")
-    whole = await run(tmp_path / "whole", model_path, steps=4)
+    whole = await run(tmp_path / "whole", model_path, steps=4, objective=objective)
 
-    await run(tmp_path / "halves", model_path, steps=3, checkpoint_every=2, checkpoints_kept=9)
+    await run(tmp_path / "halves", model_path, steps=3, objective=objective, checkpoint_every=2, checkpoints_kept=9)
     shutil.rmtree(tmp_path / "halves/checkpoints/step-000003")  # killed in step 4, after the checkpoint of step 2
     torch.manual_seed(99)
-    resumed = await run(tmp_path / "halves", model_path, steps=4)
+    resumed = await run(tmp_path / "halves", model_path, steps=4, objective=objective)
 
-    for name, weight in whole.learner.model.state_dict().items():
-        assert torch.equal(weight, resumed.learner.model.state_dict()[name]), name
+    for key, weight in whole.learner.model.state_dict().items():
+        assert torch.equal(weight, resumed.learner.model.state_dict()[key]), key
     assert whole.stream.position == resumed.stream.position
     expected, actual = lines(tmp_path / "whole/metrics.jsonl"), lines(tmp_path / "halves/metrics.jsonl")
     assert [row["step"] for row in actual] == [1, 2, 3, 4]
@@ -156,13 +164,42 @@ def trajectory(reward: float, stop_reason: StopReason) -> Trajectory:
 def test_masked_trajectories_count_in_their_group_but_are_not_learned_from() -> None:
     siblings = [trajectory(1.0, StopReason.ANSWERED), trajectory(0.0, StopReason.VOID)]
     collection = Collection(groups=[Group("g", siblings)])
-    options = TrainOptions(normalise_advantages=False)
-    (batch,) = to_batches(collection, pad_id=0, options=options)
+    (batch,) = to_batches(collection, TOKENIZER, 0, TrainOptions(), ObjectiveOptions(advantage="centred"))
     assert batch.advantages_BT[batch.loss_mask_BT.bool()].tolist() == [0.5]
 
 
 def test_nothing_to_learn_from_gives_no_batches() -> None:
-    assert to_batches(Collection(), pad_id=0, options=TrainOptions()) == []
+    assert to_batches(Collection(), TOKENIZER, 0, TrainOptions(), ObjectiveOptions()) == []
+
+
+@pytest.mark.parametrize(
+    ("advantage", "expected"),
+    # one success in two, log-probabilities of -1 and -3: mean 1/2, deviation sqrt(1/2), weights sigmoid(2) and its rest
+    [("centred", 0.5), ("standardised", 0.5**0.5), ("pairwise", 0.880797)],
+)
+def test_the_objective_says_how_advantages_are_made(advantage: str, expected: float) -> None:
+    better, worse = trajectory(1.0, StopReason.ANSWERED), trajectory(0.0, StopReason.ANSWERED)
+    worse.segments[-1] = Segment(SegmentKind.SAMPLED, (3,), (-3.0,), (-2.0,), (0,))
+    collection = Collection(groups=[Group("g", [better, worse])])
+    objective = ObjectiveOptions.model_validate({"advantage": advantage})
+
+    (batch,) = to_batches(collection, TOKENIZER, 0, TrainOptions(), objective)
+
+    assert batch.advantages_BT[:, -1].tolist() == pytest.approx(
+        [expected, -expected if advantage != "pairwise" else -0.119203], rel=1e-5
+    )
+
+
+def test_fences_are_looked_for_where_the_mask_asks_for_them() -> None:
+    ids = tuple(TOKENIZER.encode("a```b"))
+    zeros = (0.0,) * len(ids)
+    played = trajectory(1.0, StopReason.ANSWERED)
+    played.segments[-1] = Segment(SegmentKind.SAMPLED, ids, zeros, zeros, (0,) * len(ids))
+    collection = Collection(groups=[Group("g", [played])])
+    for mask, expected in (("fence", [0, 1, 0, 0, 0, 1]), ("response", [0] * 6)):
+        objective = ObjectiveOptions.model_validate({"mask": mask})
+        (batch,) = to_batches(collection, TOKENIZER, 0, TrainOptions(), objective)
+        assert batch.near_fence_BT[0].tolist() == expected
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])

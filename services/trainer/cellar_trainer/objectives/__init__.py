@@ -1,73 +1,95 @@
-"""Objectives: sampled tokens into a loss per token. Pure functions of tensors, one file each."""
+"""Objectives: sampled tokens into a loss per token. Pure functions of tensors.
+
+An objective is a choice of a few independent options (`options`): how advantages are made (`advantages`, beside this
+package), what ratio is clipped and where (`clip`), what the losses are averaged over (`normalisation`). `eh_grpo` has
+the policy of an explicit gate under such a base, `ih_grpo` adds its hierarchical terms to one.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cellar_trainer.head import TokenScalars, exact_f, sum_q3, token_scalars
-from cellar_trainer.objectives.base import PRESETS, ObjectiveOptions, token_terms, trigger_probability
-from cellar_trainer.objectives.grpo import clipped_policy_loss, policy_metrics
+from cellar_trainer.objectives.clip import PolicyLoss, clipped_policy_loss, policy_measures
+from cellar_trainer.objectives.eh_grpo import explicit_terms
 from cellar_trainer.objectives.ih_grpo import correction, hierarchical_loss, hierarchical_terms
+from cellar_trainer.objectives.measures import Measure
+from cellar_trainer.objectives.options import PRESETS, ObjectiveOptions
+from cellar_trainer.objectives.tokens import SampledTokens, TokenTerms, implicit_terms, trigger_probability
 
-__all__ = ["PRESETS", "ObjectiveOptions", "hierarchical_loss", "policy_objective"]
+__all__ = ["PRESETS", "Losses", "ObjectiveOptions", "SampledTokens", "hierarchical_loss", "policy_objective"]
+
+
+class Losses(NamedTuple):
+    """Of each token; what is minimised is their sum, weighted as `normalisation` says."""
+
+    policy_N: Tensor
+    hierarchical_N: Tensor
+    """0 but for IH-GRPO. Its gradient is what counts: its value has no meaning, see docs/algorithm.md."""
 
 
 def policy_objective(
     hidden_ND: Tensor,
     weight_VD: Tensor,
-    targets_N: Tensor,
-    old_logprobs_N: Tensor,
-    old_trigger_logprobs_N: Tensor,
-    advantages_N: Tensor,
+    tokens: SampledTokens,
     trigger_id: int,
     options: ObjectiveOptions,
     *,
     temperature: float = 1.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of each sampled token of a micro-batch, and means over them that tell whether it is healthy.
+    gate_logit_N: Tensor | None = None,
+) -> tuple[Losses, dict[str, Measure]]:
+    """The losses of the sampled tokens of a micro-batch, and measures that tell whether it is healthy.
 
-    `hidden_ND[n]` is the hidden state from which `targets_N[n]` was sampled, at `temperature`, with the log-probability
-    `old_logprobs_N[n]`, when the trigger's was `old_trigger_logprobs_N[n]`. The caller sums the losses and divides by
-    the number of sampled tokens of the whole step. The metrics carry no gradient and are still on the device.
+    `hidden_ND[n]` is the hidden state from which `tokens.targets_N[n]` was sampled, at `temperature`. `eh_grpo` needs
+    the gate's logits, which nothing else reads.
     """
-    scalars = token_scalars(hidden_ND, weight_VD, targets_N, trigger_id, temperature=temperature)
-    terms = token_terms(scalars, targets_N, old_logprobs_N, old_trigger_logprobs_N, advantages_N, trigger_id)
+    scalars = token_scalars(hidden_ND, weight_VD, tokens.targets_N, trigger_id, temperature=temperature)
+    if options.name == "eh_grpo":
+        assert gate_logit_N is not None, "eh_grpo is the policy of an explicit gate"
+        terms = explicit_terms(scalars, gate_logit_N, tokens, trigger_id, temperature=temperature)
+    else:
+        terms = implicit_terms(scalars, tokens, trigger_id)
     policy = clipped_policy_loss(terms, options)
-    metrics = policy_metrics(terms, policy)
-    if options.name == "grpo" or options.weight == 0:
-        return policy.loss_N, metrics
-    # In the surrogate the advantage is whatever multiplies the gradient of log p, so it takes the ratio with it.
-    effective_N = policy.coefficient_N if options.respect_clip else -policy.loss_N.detach()
-    f_N = _f(scalars, hidden_ND, weight_VD, targets_N, effective_N, trigger_id, options, temperature)
-    extra_N = hierarchical_terms(scalars, terms.is_trigger_N, effective_N, f_N)
-    return policy.loss_N + options.weight * torch.where(_acts(scalars, options), extra_N, 0), metrics
+    if options.name == "ih_grpo" and options.weight > 0:
+        extra_N = _hierarchical(scalars, terms, policy, hidden_ND, weight_VD, trigger_id, options, temperature)
+    else:
+        extra_N = torch.zeros_like(policy.loss_N)
+    return Losses(policy.loss_N, extra_N), policy_measures(terms, policy)
 
 
-def _f(
+def _hierarchical(
     scalars: TokenScalars,
+    terms: TokenTerms,
+    policy: PolicyLoss,
     hidden_ND: Tensor,
     weight_VD: Tensor,
-    targets_N: Tensor,
-    advantages_N: Tensor,
     trigger_id: int,
     options: ObjectiveOptions,
     temperature: float,
 ) -> Tensor:
-    log_z_N, eta = scalars.log_z_N.detach(), options.eta
-    return correction(
+    # In the surrogate the advantage is whatever multiplies the gradient of log p, so it takes the ratio with it.
+    effective_N = policy.coefficient_N if options.respect_clip else -policy.loss_N.detach()
+    targets_N, log_z_N, eta = terms.tokens.targets_N, scalars.log_z_N.detach(), options.eta
+    f_N = correction(
         options.f,
         scalars,
-        advantages_N,
+        effective_N,
         eta,
         sum_q3=lambda: sum_q3(hidden_ND, weight_VD, log_z_N, trigger_id, temperature=temperature),
         exact=lambda: exact_f(
-            hidden_ND, weight_VD, targets_N, advantages_N, trigger_id, eta=eta, temperature=temperature, log_z_N=log_z_N
+            hidden_ND, weight_VD, targets_N, effective_N, trigger_id, eta=eta, temperature=temperature, log_z_N=log_z_N
         ),
     )
+    extra_N = hierarchical_terms(scalars, terms.is_trigger_N, effective_N, f_N)
+    return options.weight * torch.where(_acts(terms, options), extra_N, 0)
 
 
-def _acts(scalars: TokenScalars, options: ObjectiveOptions) -> Tensor:
+def _acts(terms: TokenTerms, options: ObjectiveOptions) -> Tensor:
     """The tokens on which the hierarchical terms act."""
-    probability_N = trigger_probability(scalars)
+    if options.mask == "fence":
+        return terms.tokens.near_fence_N | terms.is_trigger_N
+    probability_N = trigger_probability(terms.gate_logit_N)
     if options.mask == "response":
         return torch.ones_like(probability_N, dtype=torch.bool)
     low, high = options.live_bounds

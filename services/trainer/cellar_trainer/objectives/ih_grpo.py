@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from cellar_trainer.head import TokenScalars, exact_f_from_logits, scalars_from_logits, sum_q3_from_logits
-from cellar_trainer.objectives.base import Correction, hierarchical_coefficient
+from cellar_trainer.objectives.options import Correction
+from cellar_trainer.objectives.tokens import hierarchical_coefficient
 
 
 def hierarchical_loss(
@@ -53,7 +54,8 @@ def hierarchical_terms(scalars: TokenScalars, is_trigger_N: Tensor, advantages_N
     """The two terms beside the policy gradient, for any leading shape; `f_N` counts only where i is not the trigger."""
     # A masked trigger has no logit to move; its -inf times a small f would only spoil the sum.
     trigger_logit_N = scalars.trigger_logit_N.masked_fill(scalars.trigger_logit_N.isneginf(), 0)
-    gate_N = advantages_N * hierarchical_coefficient(scalars, is_trigger_N) * scalars.log_z_N
+    coefficient_N = hierarchical_coefficient(scalars.log_z_N - scalars.trigger_logit_N, is_trigger_N)
+    gate_N = advantages_N * coefficient_N * scalars.log_z_N
     return gate_N - torch.where(is_trigger_N, 0, f_N) * trigger_logit_N
 
 

@@ -9,12 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from cellar_trainer.objectives.eh_grpo import explicit_logprobs, gate_logits, gate_of
 from cellar_trainer.policy.protocol import LOGPROB_FLOOR, PolicyUnavailable
 from cellar_trainer.types import Completion, FinishReason, Sampling
 
 
 class LocalPolicy:
-    """A copy of a causal language model that samples one request at a time.
+    """A copy of a causal language model, with its explicit gate if it has one, that samples one request at a time.
 
     Requests are not batched: a batch's make-up would depend on timing and change the last bits of the
     log-probabilities, and then no run could be repeated bit for bit.
@@ -54,7 +55,7 @@ class LocalPolicy:
         logprobs: list[float] = []
         trigger_logprobs: list[float] = []
         while len(token_ids) < sampling.max_tokens:
-            logprobs_V = self._next_logprobs(inputs_T, cache, sampling.temperature)
+            logprobs_V = self._next_logprobs(inputs_T, cache, sampling)
             inputs_T = torch.multinomial(logprobs_V.exp(), 1, generator=generator)
             token_ids.append(int(inputs_T))
             logprobs.append(float(logprobs_V[inputs_T]))
@@ -71,10 +72,18 @@ class LocalPolicy:
             stop_token_id=token_ids[-1] if stopped else None,
         )
 
-    def _next_logprobs(self, inputs_T: Tensor, cache: DynamicCache, temperature: float) -> Tensor:
-        logits_V = self._model(input_ids=inputs_T[None], past_key_values=cache, use_cache=True).logits[0, -1]
-        logprobs_V: Tensor = (logits_V.float() / temperature).log_softmax(-1)
-        return logprobs_V
+    def _next_logprobs(self, inputs_T: Tensor, cache: DynamicCache, sampling: Sampling) -> Tensor:
+        gate = gate_of(self._model)
+        outputs = self._model(
+            input_ids=inputs_T[None], past_key_values=cache, use_cache=True, output_hidden_states=gate is not None
+        )
+        logits_V: Tensor = outputs.logits[0, -1].float()
+        if gate is None:
+            return (logits_V / sampling.temperature).log_softmax(-1)
+        if sampling.trigger_id is None:
+            raise ValueError("the gate's probability is the trigger's: the sampling has to name it")
+        gate_logit = gate_logits(gate, outputs.hidden_states[-1][0, -1])
+        return explicit_logprobs(logits_V, gate_logit, sampling.trigger_id, temperature=sampling.temperature)
 
 
 def _floored(logprobs_V: Tensor, trigger_id: int | None) -> float:

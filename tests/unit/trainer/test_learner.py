@@ -1,0 +1,174 @@
+"""One optimiser step: however its tokens are cut into batches and padded, the gradient is the objective's."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cellar_trainer.learner import Learner, OptimiserOptions
+from cellar_trainer.model import ModelUnusable, control_tokens, hidden_states
+from cellar_trainer.objectives import ObjectiveOptions
+from cellar_trainer.objectives.eh_grpo import gate_of
+from cellar_trainer.objectives.options import BASES
+from cellar_trainer.packing import Batch, Example, pack
+from cellar_trainer.types import Segment, SegmentKind, Task, Trajectory
+from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer
+
+TOKENS = control_tokens(tiny_tokenizer(), TRIGGER)
+OBJECTIVES: list[dict[str, Any]] = [
+    *({"name": name} for name in BASES),
+    {"name": "eh_grpo", "base": "grpo"},
+    {"name": "ih_grpo"},
+    {"name": "ih_grpo", "base": "gspo", "f": "first", "mask": "fence", "respect_clip": False},
+]
+
+
+def learner(objective: ObjectiveOptions, **changes: Any) -> Learner:
+    return Learner(tiny_model().double(), TOKENS, objective, OptimiserOptions(1e-3, **changes), temperature=1.0)
+
+
+@cache
+def trajectory(seed: int, lengths: tuple[int, ...]) -> Trajectory:
+    """Turns of these lengths, each but the last ended by the trigger, with log-probabilities near the tiny model's."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(200, (count,), generator=rng).tolist())
+
+    segments = [Segment(SegmentKind.PROMPT, ids(3))]
+    for number, length in enumerate(lengths):
+        token_ids = ids(length - 1) + (TOKENS.trigger_id if number < len(lengths) - 1 else TOKENS.eos_id,)
+        logprobs = tuple((-6 - torch.rand(length, generator=rng)).tolist())
+        segments += [Segment(SegmentKind.SAMPLED, token_ids, logprobs, logprobs, (0,) * length)]
+        segments += [Segment(SegmentKind.OBSERVATION, ids(2))]
+    return Trajectory(Task(str(seed), "", ""), segments)
+
+
+def examples(shapes: list[list[int]]) -> list[Example]:
+    rows = [trajectory(seed, tuple(lengths)) for seed, lengths in enumerate(shapes)]
+    return [
+        Example(row, (-1.0) ** n * (n + 1), near_fence=[i % 3 == 0 for i in range(len(row.token_ids))])
+        for n, row in enumerate(rows)
+    ]
+
+
+def gradients(objective: ObjectiveOptions, batches: list[Batch]) -> dict[str, Tensor]:
+    """Of one optimiser step."""
+    trained = learner(objective, max_grad_norm=1e9)
+    found: dict[str, Tensor] = {}
+    for name, parameter in trained.model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p, name=name: found.__setitem__(name, p.grad.clone()))
+    trained.learn(batches)
+    return found
+
+
+@pytest.mark.parametrize("given_", OBJECTIVES, ids=str)
+@settings(deadline=None, max_examples=5)
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=2, max_size=5),
+    budget=st.integers(1, 40),
+)
+def test_padded_in_one_batch_or_each_row_by_itself_the_gradient_is_the_same(
+    given_: dict[str, Any], shapes: list[list[int]], budget: int
+) -> None:
+    objective = ObjectiveOptions.model_validate(given_)
+    rows = examples(shapes)
+
+    whole = gradients(objective, pack(rows, token_budget=10_000, pad_id=TOKENS.pad_id))
+    parts = gradients(objective, pack(rows, token_budget=budget, pad_id=TOKENS.pad_id))
+
+    assert whole.keys() == parts.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("given_", OBJECTIVES, ids=str)
+def test_positions_that_are_not_trained_on_have_exactly_no_gradient(given_: dict[str, Any]) -> None:
+    trained = learner(ObjectiveOptions.model_validate(given_))
+    (batch,) = pack(examples([[4, 3], [2], [1, 5, 2]]), token_budget=10_000, pad_id=TOKENS.pad_id)
+    captured: list[Tensor] = []
+
+    def capture(module: Any, inputs: Any, outputs: Any) -> None:
+        outputs.last_hidden_state.retain_grad()
+        captured.append(outputs.last_hidden_state)
+
+    trained.model.base_model.register_forward_hook(capture)
+    trained.learn([batch])
+
+    (hidden_BTD,) = captured
+    assert hidden_BTD.grad is not None
+    mask_BT = batch.loss_mask_BT.bool()
+    assert (hidden_BTD.grad[~mask_BT] == 0).all()
+    assert hidden_BTD.grad[mask_BT].any()
+
+
+def test_the_loss_of_a_step_by_hand() -> None:
+    # On policy the ratio is 1, so a token's loss is -A: with 3 tokens of A = 1 and 1 of A = -2
+    rows = [on_policy(row, advantage) for row, advantage in zip(examples([[3], [1]]), (1.0, -2.0), strict=True)]
+    expected = {"dapo": (-3 + 2) / 4, "grpo": (-1 + 2) / 2, "gspo": (-1 + 2) / 2, "dr_grpo": (-3 + 2) / 2 / 1000}
+    for name, loss in expected.items():
+        metrics = learner(ObjectiveOptions.model_validate({"name": name})).learn(
+            pack(rows, token_budget=4, pad_id=TOKENS.pad_id)
+        )
+        assert metrics["policy_loss"] == metrics["loss"] == pytest.approx(loss, abs=1e-5)
+        assert metrics["hierarchical_loss"] == 0
+        assert metrics["tokens_trained"] == 4
+
+
+def on_policy(example: Example, advantage: float) -> Example:
+    """The same with the log-probabilities that the tiny model itself gives."""
+    model, ids = tiny_model().double(), example.trajectory.token_ids
+    inputs_BT = torch.tensor([ids])
+    logits_TV = hidden_states(model, inputs_BT, torch.ones_like(inputs_BT))[0] @ model.lm_head.weight.T
+    logprobs = [0.0, *logits_TV[:-1].log_softmax(-1).gather(-1, inputs_BT[0, 1:, None])[:, 0].tolist()]
+    segments, start = [], 0
+    for segment in example.trajectory.segments:
+        stop = start + len(segment.token_ids)
+        values = tuple(logprobs[start:stop]) if segment.kind is SegmentKind.SAMPLED else ()
+        segments.append(Segment(segment.kind, segment.token_ids, values, values, segment.policy_versions))
+        start = stop
+    return Example(Trajectory(example.trajectory.task, segments), advantage)
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_reported_losses_are_means_over_optimiser_steps(minibatches: int) -> None:
+    row = on_policy(examples([[3]])[0], 1.0)
+    batches = pack([row] * 4, token_budget=1, pad_id=TOKENS.pad_id)
+    frozen = Learner(
+        tiny_model().double(),
+        TOKENS,
+        ObjectiveOptions(f="none"),
+        OptimiserOptions(1e-12, minibatches=minibatches),
+        temperature=1.0,
+    )
+
+    metrics = frozen.learn(batches)
+
+    assert metrics["policy_loss"] == pytest.approx(-1, abs=1e-5)
+    assert metrics["loss"] == metrics["policy_loss"] + metrics["hierarchical_loss"]
+    assert metrics["hierarchical_loss"] != 0
+    assert metrics["tokens_trained"] == 12
+
+
+def test_the_explicit_gate_is_trained_with_the_model_and_the_triggers_column_is_not() -> None:
+    trained = learner(ObjectiveOptions(name="eh_grpo"))
+    gate = gate_of(trained.model)
+    assert gate is not None
+    bias, head = gate.bias.item(), trained.model.get_output_embeddings().weight.detach().clone()
+
+    trained.learn(pack(examples([[4, 3], [2]]), token_budget=100, pad_id=TOKENS.pad_id))
+
+    moved_V = (trained.model.get_output_embeddings().weight != head).any(-1)
+    assert gate.bias.item() != bias
+    assert not moved_V[TOKENS.trigger_id]
+    assert moved_V.sum() > 100
+
+
+def test_a_model_with_a_gate_is_not_trained_as_if_it_had_none() -> None:
+    gated = learner(ObjectiveOptions(name="eh_grpo")).model
+    with pytest.raises(ModelUnusable, match="ih_grpo would not train"):
+        Learner(gated, TOKENS, ObjectiveOptions(), OptimiserOptions(), temperature=1.0)
