@@ -1,7 +1,7 @@
 """A real `cellar-executor serve` for tests: started on a data folder, killed, stopped and started again.
 
 with ExecutorProcess(tmp_path / "data") as executor:
-    httpx.post(f"{executor.url}/v1/sessions")
+    Cellar(executor.url).create_session()
 """
 
 import os
@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-import httpx
+from urllib.request import urlopen
 
 COMMAND = Path(__file__).resolve().parents[1] / ".venv" / "bin" / "cellar-executor"
 START_TIMEOUT_S = 60.0
@@ -69,7 +68,7 @@ class ExecutorProcess:
                 raise RuntimeError(f"the executor did not start:\n{self.log}")
             time.sleep(POLL_S)
         self.url = self._address_file.read_text()
-        httpx.get(f"{self.url}/healthz").raise_for_status()
+        urlopen(f"{self.url}/healthz").close()
 
     def kill(self) -> None:
         """SIGKILL, as a crash would."""

@@ -34,7 +34,7 @@ def test_the_executor_needs_no_torch() -> None:
 
 def test_the_client_needs_neither_server_nor_torch() -> None:
     imported = imported_with(Path(sys.executable), "cellar_client")
-    assert "httpx" in imported
+    assert {"aiohttp", "urllib3"} <= imported
     assert not {"fastapi", "starlette", "uvicorn", "redis", "torch", "cellar_executor", "cellar_trainer"} & imported
 
 
@@ -47,8 +47,8 @@ def test_the_trainer_needs_no_server_and_no_model_server() -> None:
 
 def test_only_the_store_knows_redis() -> None:
     package = ROOT / "services" / "executor" / "cellar_executor"
-    knowing = {path.name for path in package.rglob("*.py") if "redis" in imports_of(path)}
-    assert knowing == {"store.py"}
+    knowing = {path.parent for path in package.rglob("*.py") if "redis" in imports_of(path)}
+    assert knowing == {package / "store"}
 
 
 def imports_of(path: Path) -> set[str]:

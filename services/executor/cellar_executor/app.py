@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from cellar_client.schemas import FieldProblem
 from cellar_executor import __version__
 from cellar_executor.errors import Refusal, respond
+from cellar_executor.file_routes import files
 from cellar_executor.gate import Gate
 from cellar_executor.routes import about, v1
 from cellar_executor.service import Service
@@ -25,6 +26,7 @@ def create_app(service: Service, *, api_keys: Mapping[str, str], max_body_bytes:
     app = FastAPI(title="Cellar executor", version=__version__, redirect_slashes=False)
     app.state.service = service
     app.include_router(v1)
+    app.include_router(files)
     app.include_router(about)
     app.add_middleware(Gate, api_keys=api_keys, max_body_bytes=max_body_bytes)
     app.add_exception_handler(Refusal, _refused)

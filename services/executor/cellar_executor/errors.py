@@ -18,18 +18,23 @@ STATUS: Mapping[ErrorCode, tuple[int, str]] = {
     "session_not_found": (404, "There is no such session"),
     "cell_not_found": (404, "There is no such cell"),
     "run_not_found": (404, "There is no such run"),
+    "file_not_found": (404, "There is no such file"),
     "method_not_allowed": (405, "This route has no such method"),
     "session_exists": (409, "This session id is or was in use"),
     "cell_not_pending": (409, "The cell is no longer pending"),
+    "not_repeatable": (409, "The session's cells cannot be run again"),
     "request_in_progress": (409, "The first such request is still being answered"),
     "session_lost": (410, "The session's kernel died and its state is gone"),
     "body_too_large": (413, "The body is too large"),
+    "file_too_large": (413, "The file is too large"),
     "invalid_request": (422, "The request is not valid"),
     "limit_too_high": (422, "A request may only lower the limits"),
     "unknown_runtime": (422, "There is no such runtime"),
+    "isolation_unavailable": (422, "The session cannot be isolated in this way"),
+    "invalid_path": (422, "This is no place for a file"),
     "idempotency_mismatch": (422, "The same key or cell id came with another body"),
     "too_many_sessions": (429, "No more sessions can be had now"),
-    "too_many_cells": (429, "The session holds too many cells"),
+    "too_many_cells": (429, "The session's log is full"),
     "internal_error": (500, "The server failed"),
     "not_supported": (501, "This server does not offer that"),
     "store_unavailable": (503, "Redis does not answer"),
@@ -67,20 +72,23 @@ def invalid_field(field: str, message: str) -> Refusal:
     return Refusal("invalid_request", errors=[FieldProblem(field=field, message=message)])
 
 
-def respond(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+def problem_of(refusal: Refusal) -> Problem:
     status, title = STATUS[refusal.code]
-    retry_after_s = RETRY_AFTER_S.get(refusal.code)
-    problem = Problem(
+    return Problem(
         title=title,
         status=status,
         code=refusal.code,
         detail=refusal.detail,
         errors=list(refusal.errors),
-        retry_after_s=retry_after_s,
+        retry_after_s=RETRY_AFTER_S.get(refusal.code),
     )
+
+
+def respond(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+    problem = problem_of(refusal)
     all_headers = dict(headers or {})
-    if retry_after_s is not None:
-        all_headers["Retry-After"] = str(round(retry_after_s))
-    if status == 401:
+    if problem.retry_after_s is not None:
+        all_headers["Retry-After"] = str(round(problem.retry_after_s))
+    if problem.status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
-    return Response(problem.model_dump_json(), status, all_headers, MEDIA_TYPE)
+    return Response(problem.model_dump_json(), problem.status, all_headers, MEDIA_TYPE)

@@ -29,30 +29,31 @@ from cellar_executor.records import Claim
 from cellar_executor.store import Store
 
 Work = Callable[[Ids], Coroutine[Any, Any, BaseModel | None]]
-"""Does what the request asks, under these ids."""
+"""Does what a request asks, under these ids."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    status: int
-    body: str
-    replayed: bool = False
+class Operation:
+    """What a POST, or one part of a batch, asks for."""
 
-
-@dataclass(frozen=True, slots=True)
-class Once:
-    """One request as the key sees it."""
-
-    tenant: str
-    key: str
-    request: str
-    """Method, path and body: what has to be the same the second time."""
-    status: int
+    work: Work
+    body: BaseModel | None = None
+    status: int = 200
     """Of the answer, if all goes well."""
     keep_answer: bool = True
     """False where the record of what was done gives the same answer again."""
     refused_left_nothing: bool = False
     """Whether a refused request may be tried again as new; else it is resumed under its first ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An idempotency key, and the request that came with it."""
+
+    tenant: str
+    key: str
+    request: str
+    """Method, path and body: what has to be the same the second time."""
 
     @property
     def name(self) -> str:
@@ -63,43 +64,56 @@ class Once:
         return hashlib.sha256(self.request.encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: str
+    replayed: bool = False
+
+
 class Idempotency:
     def __init__(self, store: Store, background: Background) -> None:
         self._store = store
         self._background = background
         self._in_flight: dict[str, str] = {}
 
-    async def answer(self, once: Once, work: Work) -> Answer:
-        """The first answer to this key, found or made. Raises what `work` raises, and what the list above names."""
-        if (digest := self._in_flight.get(once.name)) is not None:
-            raise Refusal("request_in_progress" if digest == once.digest else "idempotency_mismatch")
-        self._in_flight[once.name] = once.digest
-        return await self._background.finish(self._claimed(once, work))
+    async def answer(self, operation: Operation, key: Key | None) -> Answer:
+        """The answer to an operation, with a key the first one. It is done to its end whatever becomes of the caller.
 
-    async def _claimed(self, once: Once, work: Work) -> Answer:
+        Raises what its work raises, and what the list above names.
+        """
+        if key is None:
+            reply = await self._background.finish(operation.work(Ids.fresh()))
+            return Answer(operation.status, render(reply))
+        if (digest := self._in_flight.get(key.name)) is not None:
+            raise Refusal("request_in_progress" if digest == key.digest else "idempotency_mismatch")
+        self._in_flight[key.name] = key.digest
+        return await self._background.finish(self._claimed(operation, key))
+
+    async def _claimed(self, operation: Operation, key: Key) -> Answer:
         try:
-            claim = await self._store.claim(once.name, once.digest, Ids.fresh().nonce)
+            claim = await self._store.claim(key.name, key.digest, Ids.fresh().nonce)
             if claim.kind == "mismatch":
                 raise Refusal("idempotency_mismatch", "this key came with another request before")
             if claim.kind == "answered":
                 return Answer(claim.status, claim.body, replayed=True)
-            return await self._do(once, work, claim)
+            return await self._do(operation, key, claim)
         finally:
-            del self._in_flight[once.name]
+            del self._in_flight[key.name]
 
-    async def _do(self, once: Once, work: Work, claim: Claim) -> Answer:
+    async def _do(self, operation: Operation, key: Key, claim: Claim) -> Answer:
         resumed = claim.kind == "unanswered"
         try:
-            body = render(await work(Ids(claim.nonce, resumed)))
+            body = render(await operation.work(Ids(claim.nonce, resumed)))
         except StoreUnavailable:
             raise  # what was done is unknown: the claim stays, and the next request with the key finds out
         except Refusal:
-            if once.refused_left_nothing:
-                await self._store.unclaim(once.name)
+            if operation.refused_left_nothing:
+                await self._store.unclaim(key.name)
             raise
-        if once.keep_answer:
-            await self._store.settle(once.name, once.status, body)
-        return Answer(once.status, body, replayed=resumed)
+        if operation.keep_answer:
+            await self._store.settle(key.name, operation.status, body)
+        return Answer(operation.status, body, replayed=resumed)
 
 
 def render(reply: BaseModel | None) -> str:

@@ -38,6 +38,9 @@ class Ids:
     def session(self) -> str:
         return "s-" + self._name("session")
 
+    def fork(self, position: int) -> str:
+        return "s-" + self._name(f"fork {position}")
+
     def run(self) -> str:
         return "r-" + self._name("run")
 

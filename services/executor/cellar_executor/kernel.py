@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from cellar_client.schemas import CellError, Isolation, Limits
+from cellar_client.schemas import CellError, FileInfo, Isolation, Limits, Tier
 
 OutcomeStatus = Literal["ok", "error", "timeout", "oom", "killed"]
+FileProblem = Literal["not_found", "invalid_path", "too_large"]
+DEFAULT_PREIMPORTS = ("numpy", "numpy.random", "numpy.linalg", "numpy.fft", "sympy")
 
 
 class KernelUnavailable(Exception):
@@ -18,12 +20,39 @@ class IsolationUnavailable(Exception):
     """This host does not allow the isolation that was asked for; the message says what is missing and what mends it."""
 
 
+class KernelFileError(Exception):
+    """A file of a session cannot be had: `kind` says why, the message says it to people."""
+
+    def __init__(self, kind: FileProblem, message: str) -> None:
+        super().__init__(message)
+        self.kind: FileProblem = kind
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """A Python environment whose packages cells see."""
+
+    python: Path
+    """Its executable."""
+    preimports: tuple[str, ...] = DEFAULT_PREIMPORTS
+    """Modules that a warm session has loaded already; those that the environment lacks are left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class SupervisorConfig:
-    runtimes: Mapping[str, Path]
-    """Name of a runtime -> the Python executable of the environment that its cells see."""
+    runtimes: Mapping[str, RuntimeConfig]
     nsjail: Path | None
     """The nsjail binary; None only without isolation."""
+    tier: Tier = "warm"
+    """Of sessions that do not ask for another one."""
+    zygotes: int = 2
+    """Of each runtime; the processes that warm sessions are cloned from. Each forks one session at a time."""
+    ready_sessions: int = 16
+    """Of each runtime: warm sessions that wait to be taken, with these limits:"""
+    ready_limits: Limits | None = None
+    recycle_after_sessions: int = 1000
+    """A zygote makes so many sessions; then another takes its place (they share its address layout)."""
+    recycle_after_s: float = 3600.0
     insecure_no_isolation: bool = False
     interrupt_grace_s: float = 0.5
     """How long a cell may take to end after SIGINT before its kernel is killed."""
@@ -43,6 +72,8 @@ class CellOutcome:
     error: CellError | None
     duration_s: float
     truncated: bool
+    cpu_s: float | None = None
+    peak_memory_bytes: int | None = None
 
 
 class Kernel(Protocol):
@@ -61,7 +92,28 @@ class Kernel(Protocol):
     async def put_file(self, path: str, data: bytes) -> None:
         """Write a file into the work directory, from inside the jail.
 
-        Raises `ValueError` when the path leads outside the work directory or the disk is full.
+        Raises `KernelFileError`, and as all that follow here `KernelUnavailable` when the kernel dies over it. Files are
+        not for the time while a cell runs: like cells, they take the session's turn.
+        """
+        ...
+
+    async def get_file(self, path: str, *, max_bytes: int) -> bytes:
+        """A regular file of the work directory, read through no symlink. Raises `KernelFileError`."""
+        ...
+
+    async def list_files(self, *, max_files: int) -> tuple[list[FileInfo], bool]:
+        """The regular files of the work directory by path, and whether there are more. Raises `KernelFileError`."""
+        ...
+
+    async def delete_file(self, path: str) -> None:
+        """Raises `KernelFileError`."""
+        ...
+
+    async def fork(self) -> "Kernel":
+        """A live copy in the same jail: it shares files, limits and process numbers with this kernel, and memory as it
+        was. The jail lives until the last of them is closed; its death is the death of all.
+
+        Raises `KernelUnavailable`.
         """
         ...
 
@@ -80,8 +132,11 @@ class Supervisor(Protocol):
     @property
     def isolation(self) -> Isolation: ...
 
-    async def start(self, *, limits: Limits, runtime: str, seed: int | None) -> Kernel:
-        """A fresh kernel, ready for its first cell. Raises `KernelUnavailable` when none can be had."""
+    async def start(self, *, limits: Limits, runtime: str, seed: int | None, tier: Tier | None = None) -> Kernel:
+        """A fresh kernel, ready for its first cell; `tier` None is the configured one.
+
+        Raises `KernelUnavailable` when none can be had.
+        """
         ...
 
     async def self_test(self) -> str | None:

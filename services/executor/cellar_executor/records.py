@@ -7,8 +7,14 @@ from typing import Literal, cast
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from cellar_client.schemas import Cell, CellStatus, Limits, Recovery
+from cellar_client.schemas import Cell, CellStatus, Limits, Recovery, Tier
 from cellar_executor.ids import Ref
+
+OUTCOME = {
+    *("stdout", "stderr", "result", "error", "truncated"),
+    *("duration_s", "cpu_s", "peak_memory_bytes"),
+}
+"""What a cell has once it ran: kept as one JSON text. Outcomes of earlier versions lack some of it."""
 
 
 class SessionConfig(BaseModel):
@@ -17,6 +23,8 @@ class SessionConfig(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     runtime: str
+    isolation: Tier | Literal["none"] = "none"
+    """At least this, whatever the server's own is by now. Sessions of earlier versions promised nothing."""
     limits: Limits
     recovery: Recovery
     idle_ttl_s: float
@@ -43,6 +51,19 @@ class CellRecord:
     cell: Cell
     run_id: str | None
     generation: int | None
+    provisional: bool
+    """Its run is atomic and has not ended well (yet)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One change of a file in a session's log; `store.file_data` has what was put."""
+
+    number: int
+    path: str
+    deletes: bool
+    before: int
+    """Index of the first cell that may see it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +80,16 @@ class RunHead(BaseModel):
     generation: int
     queue_s: float
     recovered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Atomic:
+    """How an atomic run stands when one of its cells has finished."""
+
+    first: int
+    """Index of its first cell."""
+    ok: bool
+    """All its cells were, so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +152,5 @@ def cell_record(index: int, row: Mapping[str, str], instance: str) -> CellRecord
         cell=Cell(cell_id=row["cell_id"], index=index, status=status, code=row["code"], **outcome),
         run_id=row.get("run_id"),
         generation=None if generation is None else int(generation),
+        provisional="provisional" in row,
     )

@@ -10,13 +10,17 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from cellar_client.schemas import (
+    BatchReply,
+    BatchRequest,
     Cell,
     Cells,
     CreateSession,
     ExecuteRequest,
+    ForkRequest,
     Health,
     Identifier,
     Info,
+    Problem,
     QueueCells,
     Readiness,
     Run,
@@ -24,10 +28,13 @@ from cellar_client.schemas import (
     RunRequest,
     Session,
     SessionPage,
+    Sessions,
 )
+from cellar_executor import operations
+from cellar_executor.batch import batch
 from cellar_executor.errors import Refusal, invalid_field
-from cellar_executor.idempotency import Answer, Once, Work, render
-from cellar_executor.ids import Ids, Ref
+from cellar_executor.idempotency import Key, Operation, render
+from cellar_executor.ids import Ref
 from cellar_executor.service import Service
 
 
@@ -58,63 +65,71 @@ class StrictRoute(APIRoute):
 class Call:
     """The caller, and the service that answers."""
 
-    def __init__(
-        self,
-        request: Request,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[!-~]+$")] = None,
-    ) -> None:
+    def __init__(self, request: Request, idempotency_key: str | None) -> None:
         self._request = request
-        self._key = idempotency_key
+        self.key = idempotency_key
         self.tenant: str = request.state.tenant
         self.service: Service = request.app.state.service
 
     def ref(self, session_id: str) -> Ref:
         return Ref(self.tenant, session_id)
 
-    async def once(
-        self,
-        work: Work,
-        body: BaseModel | None = None,
-        *,
-        status: int = 200,
-        keep_answer: bool = True,
-        refused_left_nothing: bool = False,
-    ) -> Response:
-        """The answer to a POST: at most once for its idempotency key, if it has one."""
+    def refuse_if_draining(self) -> None:
         if self.service.draining:
             raise Refusal("shutting_down")
-        if self._key is None:
-            return _response(Answer(status, render(await self.service.background.finish(work(Ids.fresh())))))
-        request = f"{self._request.method} {self._request.url.path}\n{render(body)}"
-        once = Once(self.tenant, self._key, request, status, keep_answer, refused_left_nothing)
-        return _response(await self.service.idempotency.answer(once, work))
 
-
-def _response(answer: Answer) -> Response:
-    headers = {"Idempotency-Replayed": "true"} if answer.replayed else None
-    return Response(answer.body, answer.status, headers, "application/json" if answer.body else None)
+    async def once(self, operation: Operation) -> Response:
+        """The answer to a POST: at most once for its idempotency key, if it has one."""
+        self.refuse_if_draining()
+        request = f"{self._request.method} {self._request.url.path}\n{render(operation.body)}"
+        key = None if self.key is None else Key(self.tenant, self.key, request)
+        answer = await self.service.idempotency.answer(operation, key)
+        headers = {"Idempotency-Replayed": "true"} if answer.replayed else None
+        return Response(answer.body, answer.status, headers, "application/json" if answer.body else None)
 
 
 def _reply(body: BaseModel, status: int = 200) -> Response:
     return Response(body.model_dump_json(), status, media_type="application/json")
 
 
-def _service(request: Request) -> Service:
+# Coroutines, though they wait for nothing: FastAPI would send plain functions through a thread, at every request.
+
+
+async def _call(
+    request: Request,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[!-~]+$")] = None,
+) -> Call:
+    return Call(request, idempotency_key)
+
+
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-Caller = Annotated[Call, Depends()]
+Caller = Annotated[Call, Depends(_call)]
 TheService = Annotated[Service, Depends(_service)]
 Id = Annotated[Identifier, Path()]
 
-v1 = APIRouter(prefix="/v1", route_class=StrictRoute)
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem, "description": "Refused: `application/problem+json`"} for code in ("default", 422)
+}
+
+v1 = APIRouter(prefix="/v1", route_class=StrictRoute, responses=REFUSALS)
 about = APIRouter()
+
+
+# Routes are tried in this order: the one of every cell comes first.
+
+
+@v1.post("/sessions/{session_id}/run", response_model=Run)
+async def run(call: Caller, session_id: Id, body: RunRequest = RunRequest()) -> Response:  # noqa: B008  # immutable
+    return await call.once(operations.run(call.service, call.ref(session_id), body))
 
 
 @v1.post("/sessions", status_code=201, response_model=Session)
 async def create_session(call: Caller, body: CreateSession = CreateSession()) -> Response:  # noqa: B008  # immutable
-    return await call.once(lambda ids: call.service.create(call.tenant, body, ids), body, status=201)
+    return await call.once(operations.create(call.service, call.tenant, body))
 
 
 @v1.get("/sessions", response_model=SessionPage)
@@ -137,7 +152,7 @@ async def delete_session(call: Caller, session_id: Id) -> Response:
 
 @v1.post("/sessions/{session_id}/cells", status_code=201, response_model=Cells)
 async def queue_cells(call: Caller, session_id: Id, body: QueueCells) -> Response:
-    return await call.once(lambda ids: call.service.queue(call.ref(session_id), body, ids), body, status=201)
+    return await call.once(operations.queue(call.service, call.ref(session_id), body))
 
 
 @v1.get("/sessions/{session_id}/cells", response_model=Cells)
@@ -155,11 +170,6 @@ async def withdraw_cell(call: Caller, session_id: Id, cell_id: Id) -> Response:
     return _reply(await call.service.withdraw(call.ref(session_id), cell_id))
 
 
-@v1.post("/sessions/{session_id}/run", response_model=Run)
-async def run(call: Caller, session_id: Id, body: RunRequest = RunRequest()) -> Response:  # noqa: B008  # immutable
-    return await call.once(lambda ids: call.service.run(call.ref(session_id), body, ids), body, keep_answer=False)
-
-
 @v1.get("/sessions/{session_id}/runs/{run_id}", response_model=Run, responses={202: {"model": RunAccepted}})
 async def get_run(call: Caller, session_id: Id, run_id: Id) -> Response:
     found = await call.service.earlier_run(call.ref(session_id), run_id)
@@ -168,17 +178,27 @@ async def get_run(call: Caller, session_id: Id, run_id: Id) -> Response:
 
 @v1.post("/sessions/{session_id}/interrupt", status_code=202)
 async def interrupt(call: Caller, session_id: Id) -> Response:
-    return await call.once(lambda _: call.service.interrupt(call.ref(session_id)), status=202)
+    return await call.once(operations.interrupt(call.service, call.ref(session_id)))
 
 
 @v1.post("/sessions/{session_id}/reset", response_model=Session)
 async def reset(call: Caller, session_id: Id) -> Response:
-    return await call.once(lambda _: call.service.reset(call.ref(session_id)))
+    return await call.once(operations.reset(call.service, call.ref(session_id)))
+
+
+@v1.post("/sessions/{session_id}/fork", status_code=201, response_model=Sessions)
+async def fork(call: Caller, session_id: Id, body: ForkRequest = ForkRequest()) -> Response:  # noqa: B008  # immutable
+    return await call.once(operations.fork(call.service, call.ref(session_id), body))
 
 
 @v1.post("/execute", response_model=Run)
 async def execute(call: Caller, body: ExecuteRequest) -> Response:
-    return await call.once(lambda ids: call.service.execute(body, ids), body, refused_left_nothing=True)
+    return await call.once(operations.execute(call.service, body))
+
+
+@v1.post("/batch", response_model=BatchReply)
+async def run_batch(call: Caller, body: BatchRequest) -> Response:
+    return await call.once(batch(call.service, call.tenant, body, call.key))
 
 
 @v1.get("/info", response_model=Info)

@@ -1,7 +1,7 @@
 """Runs: a session's cells in their order of acceptance, one at a time, each outcome recorded before the next begins.
 
 The way of a run: arrive (its cell is accepted, its place in line taken) -> its turn -> a dead kernel is rebuilt, where
-the session allows it -> begin -> cell after cell -> the `Run`.
+the session allows it -> begin -> cell after cell -> an atomic run that failed is rolled back -> the `Run`.
 """
 
 import asyncio
@@ -15,17 +15,15 @@ from typing import Any
 from cellar_client.schemas import Cell, OnError, Run, RunRequest
 from cellar_executor.admission import timeout_within
 from cellar_executor.background import Background
-from cellar_executor.errors import Refusal, StoreUnavailable
+from cellar_executor.durable import answered, recorded
+from cellar_executor.errors import Refusal
 from cellar_executor.ids import Ids, Ref
 from cellar_executor.kernel import CellOutcome
-from cellar_executor.records import Begun, CellRecord, Known, RunHead, StartedCell
+from cellar_executor.records import Atomic, Begun, CellRecord, Known, RunHead, StartedCell
 from cellar_executor.recovery import Recovery
 from cellar_executor.runs import finished, run_from
 from cellar_executor.sessions import LiveSession
 from cellar_executor.store import Store
-
-STORE_PATIENCE_S = 5.0
-STORE_RETRY_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +38,7 @@ class Job:
     """Id and code of the run's own cell."""
     timeout_s: float
     on_error: OnError
+    atomic: bool
     arrived: float
     answer: asyncio.Future[Run]
 
@@ -55,19 +54,25 @@ class Runner:
         """Queue the request's code, if any, and run what is pending. Goes on to its end whatever becomes of the caller.
 
         Raises `limit_too_high`, `idempotency_mismatch`, `too_many_cells`, `request_in_progress`, `cell_not_pending`,
-        `session_not_found`, `session_lost`, `kernel_unavailable`, `store_unavailable`, `shutting_down`.
+        `not_repeatable`, and what `Recovery.ensure_kernel` raises; `shutting_down`.
         """
-        job = Job(
-            live=live,
-            run_id=ids.run(),
-            cell=None if request.code is None else (request.cell_id or ids.cell(0), request.code),
-            timeout_s=timeout_within(live.config.limits, request.timeout_s),
-            on_error=request.on_error,
-            arrived=time.monotonic(),
-            answer=asyncio.get_running_loop().create_future(),
-        )
-        self._background.start(_settle(job.answer, self._answer(job)))
-        return await asyncio.shield(job.answer)
+        timeout_s = timeout_within(live.config.limits, request.timeout_s)
+
+        def work(answer: asyncio.Future[Run]) -> Coroutine[Any, Any, Run]:
+            return self._answer(
+                Job(
+                    live=live,
+                    run_id=ids.run(),
+                    cell=None if request.code is None else (request.cell_id or ids.cell(0), request.code),
+                    timeout_s=timeout_s,
+                    on_error=request.on_error,
+                    atomic=request.atomic,
+                    arrived=time.monotonic(),
+                    answer=answer,
+                )
+            )
+
+        return await answered(self._background, work)
 
     async def earlier(self, ref: Ref, run_id: str) -> Run | None:
         """A run that was begun before, from its record; None while it goes on. Raises `run_not_found`."""
@@ -75,13 +80,14 @@ class Runner:
         cells = [record.cell for record in records]
         if any(cell.status == "running" for cell in cells):
             return None
-        return run_from(head, ref.session_id, cells)
+        return run_from(head, ref.session_id, cells, rolled_back=any(record.provisional for record in records))
 
     async def _answer(self, job: Job) -> Run:
         try:
             return await self._take_turn(job)
         except Refusal as refusal:
-            first = await self._first_try(job) if refusal.code == "session_lost" else None
+            done_before = refusal.code in ("session_lost", "not_repeatable")
+            first = await self._first_try(job) if done_before else None
             if first is None:
                 raise
             return first
@@ -98,7 +104,7 @@ class Runner:
 
     async def _take_turn(self, job: Job) -> Run:
         live = job.live
-        live.refuse_if_lost()
+        _refuse_what_cannot_be(job)
         async with AsyncExitStack() as arrival:
             await arrival.enter_async_context(live.arrival)
             bound = None
@@ -135,13 +141,16 @@ class Runner:
         if self.draining:
             raise Refusal("shutting_down")
         await self._recovery.ensure_kernel(live)
+        _refuse_what_cannot_be(job)
         head = RunHead(
             run_id=job.run_id,
             generation=live.generation,
             queue_s=time.monotonic() - job.arrived,
             recovered=live.recovered,
         )
-        begun = await self._store.begin(live.ref, head, live.config.idle_ttl_s, bound=bound, cell=job.cell)
+        begun = await self._store.begin(
+            live.ref, head, live.config.idle_ttl_s, bound=bound, cell=job.cell, atomic=job.atomic
+        )
         if isinstance(begun, Begun):
             live.recovered = False
         return begun, head
@@ -162,18 +171,33 @@ class Runner:
         live = job.live
         cells: list[Cell] = []
         current = begun.first
+        half_done = False
         while current is not None:
             cell = finished(current.cell_id, current.index, current.code, await self._run_cell(job, current))
             cells.append(cell)
-            live.unrepeatable |= live.alive and (live.interrupted or cell.status == "timeout")
+            half_done |= live.alive and (live.interrupted or cell.status == "timeout")
             go_on = live.alive and (cell.status == "ok" or job.on_error == "continue")
-            following = await self._record(job, head, cell, begun.bound, go_on=go_on)
+            following = await self._record(job, head, begun, cells, go_on=go_on, half_done=half_done)
             if not go_on:
                 cells += [Cell(cell_id=s.cell_id, index=s.index, code=s.code, status="skipped") for s in following]
             current = following[0] if go_on and following else None
-        if live.kernel is not None and not live.alive:
-            await live.kernel.close()
-        return run_from(head, live.ref.session_id, cells)
+        failed = job.atomic and any(cell.status != "ok" for cell in cells)
+        if failed:
+            await self._roll_back(job)
+        else:
+            live.unrepeatable |= half_done
+            if live.kernel is not None and not live.alive:
+                await live.kernel.close()
+        return run_from(head, live.ref.session_id, cells, rolled_back=failed)
+
+    async def _roll_back(self, job: Job) -> None:
+        """The run's cells are left out of any replay since they began; now the kernel follows."""
+        try:
+            await self._recovery.roll_back(job.live, job.answer)
+        except Refusal as refusal:
+            # Without a kernel the session is lost, or rebuilt when it is next used, and says so; or it was deleted.
+            names = {"session_id": job.live.ref.session_id, "run_id": job.run_id}
+            log.warning("no kernel after a rollback: %s", refusal, extra=names)
 
     async def _run_cell(self, job: Job, cell: StartedCell) -> CellOutcome:
         kernel = job.live.kernel
@@ -190,40 +214,33 @@ class Runner:
         log.info("cell finished", extra={**names, "status": outcome.status, "duration_s": outcome.duration_s})
         return outcome
 
-    async def _record(self, job: Job, head: RunHead, cell: Cell, bound: int, *, go_on: bool) -> list[StartedCell]:
-        """Make the outcome durable, however long Redis takes; the client is told to come back after a while."""
+    async def _record(
+        self, job: Job, head: RunHead, begun: Begun, cells: list[Cell], *, go_on: bool, half_done: bool
+    ) -> list[StartedCell]:
+        """Make the outcome of the last of `cells` durable, and have the next cell or those that are skipped."""
         live = job.live
-        patience_ends = time.monotonic() + STORE_PATIENCE_S
-        while True:
-            try:
-                return await self._store.step(
+        atomic = Atomic(first=cells[0].index, ok=all(cell.status == "ok" for cell in cells)) if job.atomic else None
+        try:
+            return await recorded(
+                lambda: self._store.step(
                     live.ref,
                     head,
-                    cell,
-                    bound,
+                    cells[-1],
+                    begun.bound,
                     live.config.idle_ttl_s,
                     go_on=go_on,
-                    repeatable=not live.unrepeatable,
-                )
-            except StoreUnavailable as refusal:
-                if time.monotonic() > patience_ends and not job.answer.done():
-                    job.answer.set_exception(refusal)
-                await asyncio.sleep(STORE_RETRY_S)
-            except Refusal as refusal:
-                if refusal.code != "session_not_found":
-                    raise
-                return []  # deleted meanwhile: the client still learns what became of its cell
+                    repeatable=not (live.unrepeatable or half_done),
+                    atomic=atomic,
+                ),
+                job.answer,
+            )
+        except Refusal as refusal:
+            if refusal.code != "session_not_found":
+                raise
+            return []  # deleted meanwhile: the client still learns what became of its cell
 
 
-async def _settle(answer: asyncio.Future[Run], work: Coroutine[Any, Any, Run]) -> None:
-    """Give the outcome of `work` to `answer`, unless the client was told something else before."""
-    try:
-        run = await work
-    except Exception as error:
-        if answer.done():
-            log.exception("run failed after its client was answered")
-        else:
-            answer.set_exception(error)
-    else:
-        if not answer.done():
-            answer.set_result(run)
+def _refuse_what_cannot_be(job: Job) -> None:
+    job.live.refuse_if_lost()
+    if job.atomic and job.live.unrepeatable:
+        raise Refusal("not_repeatable", "a failed run could not be rolled back: a cell was stopped half-way before")

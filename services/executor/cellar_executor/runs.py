@@ -10,14 +10,17 @@ from cellar_executor.records import RunHead
 FINISHED = ("ok", "error")
 
 
-def run_from(head: RunHead, session_id: str, cells: Sequence[Cell]) -> Run:
-    """The run with this head and these cells, in order: its status is that of the first cell that is not ok."""
+def run_from(head: RunHead, session_id: str, cells: Sequence[Cell], *, rolled_back: bool = False) -> Run:
+    """The run with this head and these cells, in order: its status is that of the first cell that is not ok.
+
+    If that one was skipped, no cell failed: the kernel died behind a cell that was done.
+    """
     failed = next((cell for cell in cells if cell.status != "ok"), None)
     return Run(
         run_id=head.run_id,
         session_id=session_id,
         generation=head.generation,
-        status="ok" if failed is None else cast(RunStatus, failed.status),
+        status="ok" if failed is None else "killed" if failed.status == "skipped" else cast(RunStatus, failed.status),
         cells=list(cells),
         stdout="".join(cell.stdout for cell in cells),
         stderr="".join(cell.stderr for cell in cells),
@@ -27,6 +30,7 @@ def run_from(head: RunHead, session_id: str, cells: Sequence[Cell]) -> Run:
         duration_s=sum(cell.duration_s or 0.0 for cell in cells),
         queue_s=head.queue_s,
         recovered=head.recovered,
+        rolled_back=rolled_back,
     )
 
 
@@ -41,5 +45,7 @@ def finished(cell_id: str, index: int, code: str, outcome: CellOutcome) -> Cell:
         result=outcome.result,
         error=outcome.error,
         duration_s=outcome.duration_s,
+        cpu_s=outcome.cpu_s,
+        peak_memory_bytes=outcome.peak_memory_bytes,
         truncated=outcome.truncated,
     )

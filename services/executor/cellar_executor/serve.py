@@ -18,6 +18,7 @@ from cellar_client.schemas import Isolation
 from cellar_executor.app import create_app
 from cellar_executor.errors import StoreUnavailable
 from cellar_executor.kernel import Supervisor, SupervisorConfig
+from cellar_executor.kernels import descriptors
 from cellar_executor.kernels.supervisor import open_supervisor
 from cellar_executor.records import Quotas
 from cellar_executor.redis_server import RedisServer, redis_server
@@ -39,8 +40,10 @@ class CannotServe(Exception):
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Raises `CannotServe`, `redis_server.RedisError`, `kernel.IsolationUnavailable`, `OSError` (the address is taken).
+    Raises `CannotServe`, `redis_server.RedisError`, `kernel.IsolationUnavailable`, `OSError` (the address is taken),
+    `ValueError` (too few open files are allowed).
     """
+    descriptors.reserve(settings.max_sessions + settings.ready_sessions * len(settings.runtimes))
     with contextlib.closing(_listen(settings.host, settings.port)) as listener, _redis(settings) as redis:
         asyncio.run(_serve(settings, listener, redis), loop_factory=uvloop.new_event_loop)
 
@@ -65,13 +68,7 @@ def _redis(settings: Settings) -> Iterator[RedisServer | None]:
 async def _serve(settings: Settings, listener: socket.socket, redis: RedisServer | None) -> None:
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(_owned_store(settings, redis))
-        supervisor = await open_supervisor(
-            SupervisorConfig(
-                runtimes=settings.runtimes,
-                nsjail=settings.nsjail,
-                insecure_no_isolation=settings.insecure_no_isolation,
-            )
-        )
+        supervisor = await open_supervisor(_supervisor_config(settings))
         stack.push_async_callback(supervisor.close)
         service = _service(settings, store, supervisor)
         stack.push_async_callback(service.close)
@@ -114,6 +111,20 @@ async def _lease(store: Store) -> None:
             return
         await asyncio.sleep(1)
     raise CannotServe("another server uses this Redis")
+
+
+def _supervisor_config(settings: Settings) -> SupervisorConfig:
+    return SupervisorConfig(
+        runtimes=settings.runtimes,
+        nsjail=settings.nsjail,
+        tier=settings.isolation,
+        zygotes=settings.zygotes,
+        ready_sessions=settings.ready_sessions,
+        ready_limits=settings.limits,
+        recycle_after_sessions=settings.recycle_after_sessions,
+        recycle_after_s=settings.recycle_after_s,
+        insecure_no_isolation=settings.insecure_no_isolation,
+    )
 
 
 def _service(settings: Settings, store: Store, supervisor: Supervisor) -> Service:
@@ -160,6 +171,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nothing here asks who is behind a proxy
                 timeout_graceful_shutdown=5,
             )
         )
@@ -192,12 +204,23 @@ class _Server(uvicorn.Server):
 
 def _announce(url: str, settings: Settings, isolation: Isolation) -> None:
     state = _without_password(settings.redis_url) if settings.redis_url else str(settings.data_dir.absolute())
-    kind = "INSECURE: no isolation" if isolation.tier == "none" else f"isolation {isolation.tier}"
-    details = f"seccomp {isolation.seccomp}, cgroup {isolation.cgroup}, host uid {isolation.host_uid}"
-    sys.stderr.write(f"cellar-executor serves {url}; {kind} ({details}); state in {state}\n")
+    sys.stderr.write(f"cellar-executor serves {url}; {_in_force(settings, isolation)}; state in {state}\n")
     sys.stderr.flush()
     if settings.address_file is not None:
         _write_whole(settings.address_file, url)
+
+
+def _in_force(settings: Settings, isolation: Isolation) -> str:
+    if isolation.tier == "none":
+        return "INSECURE: no isolation"
+    tiers = "isolation strict"
+    if isolation.tier == "warm":
+        tiers = (
+            f"isolation warm, or strict on request; of each runtime {settings.zygotes} zygotes and "
+            f"{settings.ready_sessions} ready sessions"
+        )
+    memory = "rlimits and watchdog" if isolation.cgroup == "none" else f"cgroup {isolation.cgroup}"
+    return f"{tiers} (seccomp {isolation.seccomp}, {memory}, host uid {isolation.host_uid})"
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -9,6 +9,8 @@ from cellar_client.schemas import (
     Cells,
     CreateSession,
     ExecuteRequest,
+    Files,
+    ForkRequest,
     Health,
     Info,
     Limits,
@@ -18,18 +20,22 @@ from cellar_client.schemas import (
     RunRequest,
     Session,
     SessionPage,
+    Sessions,
 )
 from cellar_executor import __version__
 from cellar_executor.admission import session_config
 from cellar_executor.background import Background
 from cellar_executor.errors import Refusal, StoreUnavailable
 from cellar_executor.execute import execute
+from cellar_executor.files import SessionFiles
+from cellar_executor.forks import Forks
 from cellar_executor.idempotency import Idempotency
 from cellar_executor.ids import Ids, Ref
 from cellar_executor.kernel import Supervisor
 from cellar_executor.recovery import Recovery
+from cellar_executor.replay import Replay
 from cellar_executor.runner import Runner
-from cellar_executor.sessions import LiveSession, Sessions, wire
+from cellar_executor.sessions import LiveSession, LiveSessions, wire
 from cellar_executor.store import Store
 
 SELF_TEST_EVERY_S = 10.0
@@ -56,10 +62,13 @@ class Service:
         self._runtimes = runtimes
         self._max_sessions = max_sessions
         self._idle_ttl_s = idle_ttl_s
-        self._sessions = Sessions(supervisor, max_sessions)
+        self._sessions = LiveSessions(supervisor, max_sessions)
         self.background = Background()
-        recovery = Recovery(store, self._sessions, timeout_s=replay_timeout_s)
+        replay = Replay(store, timeout_s=replay_timeout_s)
+        recovery = Recovery(store, self._sessions, replay)
         self._runner = Runner(store, recovery, self.background)
+        self._files = SessionFiles(store, recovery, self.background)
+        self._forks = Forks(store, self._sessions, recovery, replay)
         self._self_test: tuple[float, str] | None = None
         self._self_testing = asyncio.Lock()
         self.idempotency = Idempotency(store, self.background)
@@ -68,9 +77,9 @@ class Service:
 
     async def create(self, tenant: str, request: CreateSession, ids: Ids) -> Session:
         """A session whose isolated kernel is ready."""
-        config = session_config(request, self._limits, self._runtimes, self._idle_ttl_s)
+        config = session_config(request, self._limits, self._sessions.tier, self._runtimes, self._idle_ttl_s)
         ref = Ref(tenant, request.session_id or ids.session())
-        origin = await self._store.origin(ref)
+        [origin] = await self._store.origins([ref])
         if origin == ids.nonce:
             return await self.get(ref)
         if origin is not None:
@@ -109,7 +118,8 @@ class Service:
         """A fresh namespace and fresh files, after the runs that came before. What is pending stays pending."""
         live = await self._live(ref)
         async with live.my_turn():
-            kernel, old = await self._sessions.fresh_kernel(live), live.kernel
+            with self._sessions.reserve(replaced=int(live.alive)):
+                kernel, old = await self._sessions.fresh_kernel(live.config), live.kernel
             try:
                 await self._store.new_generation(ref, live.generation + 1, live.config.idle_ttl_s, reset=True)
                 self._sessions.renew(live, kernel)
@@ -120,6 +130,11 @@ class Service:
             if old is not None:
                 await old.close()
         return await self.get(ref)
+
+    async def fork(self, ref: Ref, request: ForkRequest, ids: Ids) -> Sessions:
+        records = await self._forks.fork(await self._live(ref), request, ids)
+        log.info("session forked", extra={"session_id": ref.session_id, "copies": len(records)})
+        return Sessions(sessions=[wire(record, self._sessions.get(record.ref)) for record in records])
 
     # --- cells and runs -----------------------------------------------------------------------------
 
@@ -144,8 +159,6 @@ class Service:
         return (await self._store.withdraw(ref, cell_id, live.config.idle_ttl_s)).cell
 
     async def run(self, ref: Ref, request: RunRequest, ids: Ids) -> Run:
-        if request.atomic:
-            raise Refusal("not_supported", "`atomic` runs")
         return await self._runner.run(await self._live(ref), request, ids)
 
     async def earlier_run(self, ref: Ref, run_id: str) -> Run | None:
@@ -154,6 +167,20 @@ class Service:
 
     async def execute(self, request: ExecuteRequest, ids: Ids) -> Run:
         return await execute(request, ids, self._sessions, self._limits, self._runtimes)
+
+    # --- files --------------------------------------------------------------------------------------
+
+    async def put_file(self, ref: Ref, path: str, data: bytes) -> None:
+        await self._files.put(await self._live(ref), path, data)
+
+    async def get_file(self, ref: Ref, path: str) -> bytes:
+        return await self._files.get(await self._live(ref), path)
+
+    async def delete_file(self, ref: Ref, path: str) -> None:
+        await self._files.delete(await self._live(ref), path)
+
+    async def files(self, ref: Ref) -> Files:
+        return await self._files.list(await self._live(ref))
 
     # --- the server about itself --------------------------------------------------------------------
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cellar_client.schemas import Limits, Session, SessionStatus
+from cellar_executor.admission import AnyTier, isolation_now
 from cellar_executor.errors import Refusal
 from cellar_executor.ids import Ref
 from cellar_executor.kernel import Kernel, KernelUnavailable, Supervisor
@@ -28,7 +29,7 @@ class LiveSession:
     recovered: bool = False
     """Its state was rebuilt and no run has said so yet."""
     in_line: int = 0
-    """Runs and resets that have the turn or wait for it."""
+    """Whoever has the turn or waits for it: runs, resets, forks, changes of files."""
     arrival: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a cell is accepted and gets its place in line, so that turns follow the order of acceptance."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -67,7 +68,7 @@ class LiveSession:
             self.in_line -= 1
 
 
-class Sessions:
+class LiveSessions:
     """Every `LiveSession` of this server, and the one place that starts and closes kernels."""
 
     def __init__(self, supervisor: Supervisor, max_kernels: int) -> None:
@@ -76,18 +77,30 @@ class Sessions:
         self._live: dict[Ref, LiveSession] = {}
         self._reserved = 0
 
+    @property
+    def tier(self) -> AnyTier:
+        """Of sessions that do not ask for another one."""
+        return self._supervisor.isolation.tier
+
     def get(self, ref: Ref) -> LiveSession | None:
         return self._live.get(ref)
 
     async def open(self, ref: Ref, config: SessionConfig) -> LiveSession:
         """Hold a new session with a fresh kernel. Raises `session_exists`, `kernel_unavailable`."""
-        live = LiveSession(ref, config, generation=1)
-        live.kernel = await self.fresh_kernel(live)
-        if ref in self._live:
-            await live.kernel.close()
-            raise Refusal("session_exists")
-        self._live[ref] = live
+        kernel = await self.fresh_kernel(config)
+        live = LiveSession(ref, config, generation=1, kernel=kernel)
+        try:
+            self.hold([live])
+        except Refusal:
+            await kernel.close()
+            raise
         return live
+
+    def hold(self, new: Sequence[LiveSession]) -> None:
+        """Hold new sessions, all or none. Raises `session_exists`."""
+        if any(live.ref in self._live for live in new):
+            raise Refusal("session_exists")
+        self._live |= {live.ref: live for live in new}
 
     def adopt(self, record: SessionRecord) -> LiveSession:
         """Hold a session whose kernel died with an earlier server."""
@@ -95,24 +108,32 @@ class Sessions:
         return self._live.setdefault(record.ref, earlier)
 
     @contextlib.contextmanager
-    def reserve(self) -> Iterator[None]:
-        """Room for one kernel that no session holds (yet). Raises `too_many_sessions`."""
-        if sum(live.alive for live in self._live.values()) + self._reserved >= self._max_kernels:
+    def reserve(self, kernels: int = 1, *, replaced: int = 0) -> Iterator[None]:
+        """Room for kernels that no session holds (yet), some of which take the place of `replaced` others.
+
+        Raises `too_many_sessions`.
+        """
+        held = sum(live.alive for live in self._live.values()) + self._reserved
+        if held + kernels - replaced > self._max_kernels:
             raise Refusal("too_many_sessions")
-        self._reserved += 1
+        self._reserved += kernels
         try:
             yield
         finally:
-            self._reserved -= 1
+            self._reserved -= kernels
 
-    async def start_kernel(self, limits: Limits, runtime: str, seed: int | None) -> Kernel:
+    async def start_kernel(self, limits: Limits, runtime: str, seed: int | None, isolation: AnyTier) -> Kernel:
+        """Raises `kernel_unavailable`, `isolation_unavailable`."""
+        tier = isolation_now(self.tier, isolation)
         try:
-            return await self._supervisor.start(limits=limits, runtime=runtime, seed=seed)
+            return await self._supervisor.start(
+                limits=limits, runtime=runtime, seed=seed, tier=None if tier == "none" else tier
+            )
         except KernelUnavailable as error:
             raise Refusal("kernel_unavailable", str(error)) from error
 
-    async def fresh_kernel(self, live: LiveSession) -> Kernel:
-        return await self.start_kernel(live.config.limits, live.config.runtime, live.config.seed)
+    async def fresh_kernel(self, config: SessionConfig) -> Kernel:
+        return await self.start_kernel(config.limits, config.runtime, config.seed, config.isolation)
 
     def renew(self, live: LiveSession, kernel: Kernel) -> None:
         """Give the session a fresh kernel. Raises `session_not_found` when it was deleted meanwhile."""
@@ -140,6 +161,7 @@ def wire(record: SessionRecord, live: LiveSession | None) -> Session:
         cells_total=record.cells_total,
         cells_pending=record.cells_pending,
         runtime=record.config.runtime,
+        isolation=record.config.isolation,
         limits=record.config.limits,
         recovery=record.config.recovery,
         seed=record.config.seed,

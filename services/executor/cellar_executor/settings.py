@@ -9,7 +9,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cellar_client.schemas import Limits, LimitsRequest
+from cellar_client.schemas import Limits, LimitsRequest, Tier
+from cellar_executor.kernel import DEFAULT_PREIMPORTS, RuntimeConfig
 
 ENV_PREFIX = "CELLAR_EXECUTOR_"
 
@@ -39,8 +40,15 @@ class Settings(BaseModel):
     replay_timeout_s: Positive
     drain_timeout_s: Positive
     idempotency_ttl_s: Annotated[int, Field(ge=60)]
-    runtimes: Mapping[str, Path]
+    runtimes: Mapping[str, RuntimeConfig]
     nsjail: Path | None
+    isolation: Tier
+    zygotes: Annotated[int, Field(ge=1)]
+    """Of each runtime."""
+    ready_sessions: Annotated[int, Field(ge=0)]
+    """Of each runtime."""
+    recycle_after_sessions: Annotated[int, Field(ge=1, le=60_000)]
+    recycle_after_s: Positive
     insecure_no_isolation: bool
 
     @model_validator(mode="after")
@@ -88,16 +96,35 @@ def parse_api_keys(text: str) -> dict[str, str]:
     return keys
 
 
-def parse_runtimes(given: list[str]) -> dict[str, Path]:
-    """`PATH` or `NAME=PATH` each -> name -> Python. None given: the `runtime` environment beside this one."""
-    runtimes: dict[str, Path] = {}
+def parse_runtimes(given: list[str], preimports: list[str]) -> dict[str, RuntimeConfig]:
+    """`PATH` or `NAME=PATH` each, and `NAME=MODULE,...` each -> name -> runtime.
+
+    No runtime given: the `runtime` environment beside this one.
+    """
+    pythons: dict[str, Path] = {}
     for part in given or [str(_default_runtime())]:
         name, _, executable = part.rpartition("=")
-        runtimes[name or "python"] = Path(executable).absolute()
-    for name, path in runtimes.items():
+        pythons[name or "python"] = Path(executable).absolute()
+    for name, path in pythons.items():
         if not path.is_file():
             raise ValueError(f"runtime {name}: there is no Python at {path}")
-    return runtimes
+    modules = _parse_preimports(preimports)
+    for name in modules.keys() - pythons.keys():
+        raise ValueError(f"preimports for a runtime that is not there: {name}")
+    return {name: RuntimeConfig(python, modules.get(name, DEFAULT_PREIMPORTS)) for name, python in pythons.items()}
+
+
+def _parse_preimports(given: list[str]) -> dict[str, tuple[str, ...]]:
+    modules: dict[str, tuple[str, ...]] = {}
+    for part in given:
+        name, equals, listed = part.partition("=")
+        if not equals:
+            raise ValueError(f"preimports are NAME=MODULE,..., not {part}")
+        modules[name] = tuple(module.strip() for module in listed.split(",") if module.strip())
+        for module in modules[name]:
+            if not all(word.isidentifier() for word in module.split(".")):
+                raise ValueError(f"runtime {name}: {module} is not the name of a module")
+    return modules
 
 
 def find_binary(name: str, given: Path | None = None) -> Path | None:

@@ -12,6 +12,7 @@ import pytest
 
 from cellar_client.schemas import Problem
 from tests.executor_process import ExecutorProcess
+from tests.integration.conftest import StartExecutor
 from tests.integration.executor.conftest import Session, connect
 
 JSON = {"Content-Type": "application/json"}
@@ -61,7 +62,6 @@ BAD_BODIES: dict[str, tuple[str, bytes, int, str]] = {
     "a newline in an id": ("run", b'{"code": "1", "cell_id": "a\\n"}', 422, "invalid_request"),
     "an id without code": ("run", b'{"cell_id": "a"}', 422, "invalid_request"),
     "a timeout above the limit": ("run", b'{"code": "1", "timeout_s": 3600}', 422, "limit_too_high"),
-    "an atomic run": ("run", b'{"code": "1", "atomic": true}', 501, "not_supported"),
     "neither code nor cells": ("cells", b"{}", 422, "invalid_request"),
     "code and cells": ("cells", b'{"code": "1", "cells": [{"code": "1"}]}', 422, "invalid_request"),
     "no cells": ("cells", b'{"cells": []}', 422, "invalid_request"),
@@ -115,6 +115,30 @@ def test_a_session_that_cannot_be_is_refused(http: httpx.Client, body: Any, stat
     assert_problem(http.post("/v1/sessions", json=body), status, code)
 
 
+@pytest.mark.parametrize(
+    ("flags", "allowed"),
+    [
+        ((), ["warm", "strict"]),
+        (("--isolation", "strict"), ["strict"]),
+        (("--insecure-no-isolation",), []),
+    ],
+)
+def test_isolation_goes_upwards_only(start_executor: StartExecutor, flags: tuple[str, ...], allowed: list[str]) -> None:
+    executor = start_executor(*flags)
+    with connect(executor) as http:
+        tier = http.get("/v1/info").json()["isolation"]["tier"]
+        assert Session(http).get()["isolation"] == tier
+        for isolation in ("warm", "strict"):
+            created = http.post("/v1/sessions", json={"isolation": isolation})
+            executed = http.post("/v1/execute", json={"code": "print(1)", "isolation": isolation})
+            if isolation in allowed:
+                assert (created.status_code, created.json()["isolation"]) == (201, isolation)
+                assert executed.json()["stdout"] == "1\n"
+            else:
+                for reply in (created, executed):
+                    assert_problem(reply, 422, "isolation_unavailable")
+
+
 def test_infinity_in_metadata_is_refused(http: httpx.Client) -> None:
     reply = http.post("/v1/sessions", content=b'{"metadata": {"x": 1e999}}', headers=JSON)
     assert_problem(reply, 422, "invalid_request")
@@ -148,15 +172,17 @@ def test_what_is_not_there_is_not_found(session: Session) -> None:
         http.post(f"{gone}/cells", json={"code": "1"}),
         http.post(f"{gone}/reset"),
         http.post(f"{gone}/interrupt"),
+        http.post(f"{gone}/fork"),
     ):
         assert_problem(reply, 404, "session_not_found")
     assert http.delete(gone).status_code == 204
     assert_problem(http.get(f"{session.path}/cells/c"), 404, "cell_not_found")
     assert_problem(http.delete(f"{session.path}/cells/c"), 404, "cell_not_found")
     assert_problem(http.get(f"{session.path}/runs/r"), 404, "run_not_found")
-    for path in ("/v1/batch", f"{session.path}/fork", f"{session.path}/files/f", "/metrics", "/v2"):
+    for path in ("/metrics", "/v2"):
         assert_problem(http.get(path), 404, "not_found")
-    assert_problem(http.put("/v1/sessions"), 405, "method_not_allowed")
+    for put in ("/v1/sessions", "/v1/batch", f"{session.path}/fork"):
+        assert_problem(http.put(put), 405, "method_not_allowed")
     for bad in ("a%00b", "a%0A", "%C3%A9", "a" * 65):
         assert_problem(http.get(f"/v1/sessions/{bad}"), 422, "invalid_request")
     assert_problem(http.get("/v1/sessions", params={"limit": 0}), 422, "invalid_request")

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator, Iterator
 
+import httpx
 import pytest
 
 from cellar_client.schemas import Limits
+from cellar_executor.app import create_app
 from cellar_executor.records import Quotas, SessionConfig
 from cellar_executor.redis_server import redis_server
 from cellar_executor.service import Service
@@ -44,7 +46,28 @@ def supervisor() -> InProcessSupervisor:
 
 @pytest.fixture
 async def service(store: Store, supervisor: InProcessSupervisor) -> AsyncIterator[Service]:
-    service = Service(
+    service = make_service(store, supervisor)
+    yield service
+    await service.close()
+
+
+@pytest.fixture
+async def successor(redis_url: str, service: Service) -> AsyncIterator[Service]:
+    """The server that comes after `service`, once `crash` has killed that one."""
+    async with open_store(redis_url, "instance-2", QUOTAS) as store:
+        successor = make_service(store, InProcessSupervisor())
+        yield successor
+        await successor.close()
+
+
+async def crash(service: Service, successor: Service) -> None:
+    """Nothing of the first server reaches Redis from now on, and its kernels are gone."""
+    await successor._store.take_over()
+    await service._sessions.close_all()
+
+
+def make_service(store: Store, supervisor: InProcessSupervisor) -> Service:
+    return Service(
         store,
         supervisor,
         limits=LIMITS,
@@ -53,5 +76,11 @@ async def service(store: Store, supervisor: InProcessSupervisor) -> AsyncIterato
         idle_ttl_s=60,
         replay_timeout_s=5,
     )
-    yield service
-    await service.close()
+
+
+@pytest.fixture
+async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(service, api_keys={}, max_body_bytes=1000)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client

@@ -2,40 +2,72 @@
 
 import asyncio
 import contextlib
+import copy
 import io
 import traceback
 from typing import Any
 
-from cellar_client.schemas import CellError, Isolation, Limits
-from cellar_executor.kernel import CellOutcome, KernelUnavailable
+from cellar_client.schemas import CellError, FileInfo, Isolation, Limits, Tier
+from cellar_executor.kernel import CellOutcome, KernelFileError, KernelUnavailable
 
-NO_ISOLATION = Isolation(tier="none", namespaces=[], seccomp="none", cgroup="none", host_uid="shared")
+WARM = Isolation(tier="warm", namespaces=[], seccomp="none", cgroup="none", host_uid="shared")
+
+
+class Stalled(Exception):
+    """Ends a cell as a soft time-out would."""
 
 
 class InProcessKernel:
-    """Runs cells with `exec`. `die()` inside a cell ends it, as the death of a real kernel would."""
+    """Runs cells with `exec`, in which `files` is its disk.
 
-    def __init__(self) -> None:
+    `die()` ends the kernel, as the death of a real one would; `stall()` only the cell, as a soft time-out would.
+    """
+
+    def __init__(self, tier: Tier | None = None, files: dict[str, bytes] | None = None) -> None:
         self.alive = True
         self.closed = False
         self.interrupted = 0
-        self.files: dict[str, bytes] = {}
-        self._namespace: dict[str, Any] = {"die": self._die}
+        self.tier = tier
+        self.files: dict[str, bytes] = {} if files is None else files
+        self.namespace: dict[str, Any] = {"die": self._die, "stall": _stall, "files": self.files}
 
     async def run_cell(self, code: str, *, timeout_s: float, stdin: str = "") -> CellOutcome:
         stdout, error = io.StringIO(), None
         try:
             with contextlib.redirect_stdout(stdout):
-                exec(code, self._namespace)
+                exec(code, self.namespace)
         except Exception as raised:
             error = CellError(type=type(raised).__name__, message=str(raised), traceback=traceback.format_exc())
-        status: Any = "killed" if not self.alive else "error" if error else "ok"
-        return CellOutcome(status, stdout.getvalue(), "", None, error, 0.001, truncated=False)
+        stalled = error is not None and error.type == Stalled.__name__
+        status: Any = "killed" if not self.alive else "timeout" if stalled else "error" if error else "ok"
+        return CellOutcome(
+            status, stdout.getvalue(), "", None, error, 0.001, truncated=False, cpu_s=0.5, peak_memory_bytes=4096
+        )
 
     async def put_file(self, path: str, data: bytes) -> None:
         if path.startswith("/"):
-            raise ValueError("outside the work directory")
+            raise KernelFileError("invalid_path", "outside the work directory")
         self.files[path] = data
+
+    async def get_file(self, path: str, *, max_bytes: int) -> bytes:
+        data = self._file(path)
+        if len(data) > max_bytes:
+            raise KernelFileError("too_large", f"more than {max_bytes} bytes")
+        return data
+
+    async def list_files(self, *, max_files: int) -> tuple[list[FileInfo], bool]:
+        infos = [FileInfo(path=path, size=len(data)) for path, data in sorted(self.files.items())]
+        return infos[:max_files], len(infos) > max_files
+
+    async def delete_file(self, path: str) -> None:
+        self._file(path)
+        del self.files[path]
+
+    async def fork(self) -> "InProcessKernel":
+        copied = InProcessKernel(self.tier, self.files)
+        own = ("die", "stall", "files", "__builtins__")
+        copied.namespace |= copy.deepcopy({name: value for name, value in self.namespace.items() if name not in own})
+        return copied
 
     def interrupt(self) -> None:
         self.interrupted += 1
@@ -44,25 +76,38 @@ class InProcessKernel:
         self.alive = False
         self.closed = True
 
+    def _file(self, path: str) -> bytes:
+        if path not in self.files:
+            raise KernelFileError("not_found", path)
+        return self.files[path]
+
     def _die(self) -> None:
         self.alive = False
 
 
+def _stall() -> None:
+    raise Stalled
+
+
 class InProcessSupervisor:
-    """Keeps every kernel it made; makes no more while `full`."""
+    """Keeps every kernel it made; makes no more while `full`, nor once there is no `room`."""
 
     def __init__(self) -> None:
         self.kernels: list[InProcessKernel] = []
         self.full = False
+        self.room = 1000
         self.problem: str | None = None
         self.self_tests = 0
-        self.isolation = NO_ISOLATION
+        self.isolation = WARM
 
-    async def start(self, *, limits: Limits, runtime: str, seed: int | None) -> InProcessKernel:
-        if self.full:
+    async def start(
+        self, *, limits: Limits, runtime: str, seed: int | None, tier: Tier | None = None
+    ) -> InProcessKernel:
+        if self.full or self.room == 0:
             raise KernelUnavailable("no room")
+        self.room -= 1
         await asyncio.sleep(0.01)
-        kernel = InProcessKernel()
+        kernel = InProcessKernel(tier)
         self.kernels.append(kernel)
         return kernel
 

@@ -4,8 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellar_client.schemas import CreateSession, LimitsRequest
-from cellar_executor.admission import decode_files, limits_within, session_config, timeout_within
+from cellar_client.schemas import CreateSession, LimitsRequest, Tier
+from cellar_executor.admission import (
+    AnyTier,
+    decode_files,
+    isolation_now,
+    isolation_within,
+    limits_within,
+    session_config,
+    timeout_within,
+)
 from cellar_executor.errors import Refusal
 from cellar_executor.ids import Ids
 from tests.unit.executor.conftest import LIMITS
@@ -32,6 +40,48 @@ def test_a_timeout_is_the_sessions_or_lower() -> None:
 
 
 @pytest.mark.parametrize(
+    ("server", "asked", "given"),
+    [
+        ("warm", None, "warm"),
+        ("warm", "warm", "warm"),
+        ("warm", "strict", "strict"),
+        ("strict", None, "strict"),
+        ("strict", "strict", "strict"),
+        ("strict", "warm", None),
+        ("none", None, "none"),
+        ("none", "warm", None),
+        ("none", "strict", None),
+    ],
+)
+def test_isolation_goes_upwards_only(server: AnyTier, asked: Tier | None, given: AnyTier | None) -> None:
+    if given is None:
+        with pytest.raises(Refusal, match="isolation_unavailable"):
+            isolation_within(server, asked)
+    else:
+        assert isolation_within(server, asked) == given
+
+
+@pytest.mark.parametrize(
+    ("server", "promised", "given"),
+    [
+        ("warm", "strict", "strict"),
+        ("strict", "warm", "strict"),
+        ("warm", "none", "warm"),
+        ("none", "none", "none"),
+        ("none", "warm", None),
+    ],
+)
+def test_a_session_keeps_its_isolation_on_another_server(
+    server: AnyTier, promised: AnyTier, given: AnyTier | None
+) -> None:
+    if given is None:
+        with pytest.raises(Refusal, match="isolation_unavailable"):
+            isolation_now(server, promised)
+    else:
+        assert isolation_now(server, promised) == given
+
+
+@pytest.mark.parametrize(
     ("asked", "code"),
     [
         ({"session_id": Ids.fresh().session()}, "invalid_request"),
@@ -42,7 +92,7 @@ def test_a_timeout_is_the_sessions_or_lower() -> None:
 )
 def test_what_cannot_be_is_refused(asked: dict[str, object], code: str) -> None:
     with pytest.raises(Refusal, match=code):
-        session_config(CreateSession.model_validate(asked), LIMITS, {"python"}, 60)
+        session_config(CreateSession.model_validate(asked), LIMITS, "warm", {"python"}, 60)
 
 
 def test_files_are_base64() -> None:

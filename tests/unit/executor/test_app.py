@@ -1,24 +1,14 @@
 """HTTP through the whole application, without a server: what only a failing part below makes visible."""
 
-from collections.abc import AsyncIterator
 from typing import get_args
 
 import httpx
 import pytest
 
 from cellar_client.schemas import ErrorCode
-from cellar_executor.app import create_app
 from cellar_executor.errors import STATUS, Refusal, respond
 from cellar_executor.service import Service
 from tests.unit.executor.fakes import InProcessSupervisor
-
-
-@pytest.fixture
-async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(service, api_keys={}, max_body_bytes=1000)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-        yield client
 
 
 async def test_a_failure_of_the_server_tells_nothing_about_it(
@@ -66,6 +56,29 @@ async def test_a_run_that_goes_on_is_accepted_not_answered(
     monkeypatch.setattr(service, "earlier_run", goes_on)
     reply = await http.get("/v1/sessions/s/runs/r-1")
     assert (reply.status_code, reply.json()) == (202, {"run_id": "r-1"})
+
+
+async def test_every_route_says_what_it_answers(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).json()
+    answers = {
+        f"{method} {path}": {status for status in route["responses"] if status.startswith("2")}
+        for path, methods in document["paths"].items()
+        for method, route in methods.items()
+    }
+    files = "/v1/sessions/{session_id}/files"
+    assert answers["post /v1/sessions/{session_id}/fork"] == {"201"}
+    assert answers["post /v1/batch"] == answers[f"get {files}"] == answers[f"get {files}/{{path}}"] == {"200"}
+    assert answers[f"put {files}/{{path}}"] == answers[f"delete {files}/{{path}}"] == {"204"}
+    problems = {
+        reply["content"]["application/json"]["schema"]["$ref"]
+        for path, methods in document["paths"].items()
+        for route in methods.values()
+        for status, reply in route["responses"].items()
+        if path.startswith("/v1/") and status in ("default", "422")
+    }
+    assert problems == {"#/components/schemas/Problem"}
+    download = document["paths"][f"{files}/{{path}}"]["get"]["responses"]["200"]["content"]
+    assert set(download) == {"application/octet-stream"}
 
 
 def test_every_code_of_the_contract_has_a_status() -> None:

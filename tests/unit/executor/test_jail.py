@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from cellar_client.schemas import Limits
-from cellar_executor.kernels.jail import Jail, data_bytes, describe, kernel_environment, render
+from cellar_executor.kernels.jail import (
+    KERNEL_CODE,
+    Jail,
+    data_bytes,
+    describe,
+    kernel_environment,
+    render,
+    session_configuration,
+)
 from cellar_executor.kernels.runtime import Runtime
 from cellar_executor.kernels.seccomp import kafel_policy
 
@@ -22,9 +30,7 @@ JAIL = Jail(
 def test_nothing_of_the_host_is_mounted_but_the_runtime_the_system_libraries_and_devices() -> None:
     sources = {mount.src for mount in describe(JAIL).mount if mount.is_bind}
     allowed = ("/usr/lib", "/lib", "/dev/", "/etc/ld.so.cache", "/usr/bin/", "/bin/", "/staged/0", "/base/lib")
-    assert [
-        source for source in sources if not source.startswith(allowed) and not source.endswith("kernel_main.py")
-    ] == []
+    assert [source for source in sources if not source.startswith(allowed) and Path(source) not in KERNEL_CODE] == []
     assert not any("/proc" in (mount.dst or "") or "/sys" in (mount.dst or "") for mount in describe(JAIL).mount)
 
 
@@ -55,13 +61,24 @@ def test_limits_reach_the_jail() -> None:
     assert data_bytes(LIMITS) < LIMITS.memory_mb << 20
 
 
+def test_both_tiers_give_a_session_the_same_space() -> None:
+    options = {mount.dst: mount.options for mount in describe(JAIL).mount}
+    sizes = session_configuration(LIMITS)
+    for folder, size_mb in (
+        ("/home/cell", sizes["disk_mb"]),
+        ("/tmp", sizes["scratch_mb"]),
+        ("/dev/shm", sizes["shared_memory_mb"]),
+    ):
+        assert options[folder].startswith(f"size={size_mb}m,nr_inodes={size_mb * sizes['inodes_per_mb']},")
+
+
 def test_a_seed_fixes_the_hash_seed_too() -> None:
     assert kernel_environment("/w", JAIL.runtime, 5)["PYTHONHASHSEED"] == "5"
     assert "PYTHONHASHSEED" not in kernel_environment("/w", JAIL.runtime, None)
 
 
 def test_the_configuration_switches_no_namespace_off() -> None:
-    text = render(JAIL).decode()
+    text = render(describe(JAIL)).decode()
     assert "clone_new" not in text
     assert "mount_proc" not in text
     assert 'seccomp_string: "ALLOW' in text

@@ -1,6 +1,7 @@
 import asyncio
 import os
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,21 @@ async def test_what_is_written_between_cells_belongs_to_none() -> None:
     assert stream.finish().text() == "second"
     stream.close()
     os.close(write_end)
+
+
+async def test_who_holds_the_pipe_of_an_earlier_cell_reaches_nobody() -> None:
+    read_end, old_end = os.pipe()
+    stream = OutputStream(read_end, 100)
+    new_end = stream.renew()
+    stream.begin()
+    with pytest.raises(BrokenPipeError):
+        os.write(old_end, b"late")
+    os.write(new_end, b"mine")
+    await asyncio.sleep(0.01)
+    assert stream.finish().text() == "mine"
+    stream.close()
+    os.close(old_end)
+    os.close(new_end)
 
 
 async def test_more_than_a_pipe_holds_is_drained_while_the_cell_runs() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cellar_client.schemas import CreateSession, ExecuteRequest, QueueCells, RunRequest
+from cellar_client.schemas import CreateSession, ExecuteRequest, ForkRequest, QueueCells, RunRequest, Tier
 from cellar_executor.errors import Refusal
 from cellar_executor.ids import Ids, Ref
 from cellar_executor.service import Service
@@ -140,7 +140,9 @@ async def test_a_jail_that_does_not_hold_makes_the_server_not_ready(
     assert (readiness.status, readiness.isolation) == ("not_ready", "the network can be reached")
 
 
-async def test_health_says_when_there_is_no_isolation(service: Service) -> None:
+async def test_health_says_when_there_is_no_isolation(service: Service, supervisor: InProcessSupervisor) -> None:
+    assert service.health().isolation == "isolated"
+    supervisor.isolation = supervisor.isolation.model_copy(update={"tier": "none"})
     assert "INSECURE" in service.health().isolation
 
 
@@ -193,6 +195,66 @@ async def test_a_session_deleted_while_its_new_kernel_is_recorded_leaves_no_kern
     with pytest.raises(Refusal, match="session_not_found"):
         await (service.reset(REF) if how == "reset" else run(service, "1"))
     assert [kernel.closed for kernel in supervisor.kernels] == [True, True]
+
+
+def tiers(supervisor: InProcessSupervisor) -> list[Tier | None]:
+    return [kernel.tier for kernel in supervisor.kernels]
+
+
+async def test_every_kernel_of_a_session_is_isolated_as_it_asked(
+    service: Service, supervisor: InProcessSupervisor
+) -> None:
+    for name, isolation in (("s", "strict"), ("plain", None)):
+        request = CreateSession(session_id=name, recovery="replay", isolation=isolation)  # type: ignore[arg-type]  # one of both
+        assert (await service.create("tenant", request, Ids.fresh())).isolation == (isolation or "warm")
+    await run(service, "die()")
+    await run(service, "1")
+    await service.reset(REF)
+    await service.run(REF, RunRequest(code="1 / 0", atomic=True), Ids.fresh())
+    await service.fork(REF, ForkRequest(), Ids.fresh())
+    assert tiers(supervisor) == ["strict", "warm", "strict", "strict", "strict", "strict"]
+
+
+@pytest.mark.parametrize("tier", ["strict", "none"])
+async def test_weaker_isolation_than_the_servers_is_refused(
+    service: Service, supervisor: InProcessSupervisor, tier: str
+) -> None:
+    supervisor.isolation = supervisor.isolation.model_copy(update={"tier": tier})
+    with pytest.raises(Refusal, match="isolation_unavailable"):
+        await service.create("tenant", CreateSession(isolation="warm"), Ids.fresh())
+    with pytest.raises(Refusal, match="isolation_unavailable"):
+        await service.execute(ExecuteRequest(code="1", isolation="warm"), Ids.fresh())
+    assert supervisor.kernels == []
+
+
+async def test_an_execution_is_isolated_as_it_asked(service: Service, supervisor: InProcessSupervisor) -> None:
+    await service.execute(ExecuteRequest(code="1", isolation="strict"), Ids.fresh())
+    await service.execute(ExecuteRequest(code="1"), Ids.fresh())
+    assert tiers(supervisor) == ["strict", "warm"]
+
+
+@pytest.mark.parametrize("how", ["recovery", "reset"])
+async def test_a_kernel_that_is_had_again_needs_room(service: Service, how: str) -> None:
+    await create(service, recovery="replay")
+    await run(service, "die()")
+    for name in "ab":
+        await create(service, session_id=name)
+    with service._sessions.reserve(), pytest.raises(Refusal, match="too_many_sessions"):
+        await (run(service, "1") if how == "recovery" else service.reset(REF))
+    await (run(service, "1") if how == "recovery" else service.reset(REF))
+
+
+async def test_a_full_server_resets_what_lives(service: Service) -> None:
+    for name in "abs":
+        await create(service, session_id=name)
+    assert (await service.reset(REF)).generation == 2
+
+
+async def test_what_the_host_counted_is_recorded_with_a_cell(service: Service) -> None:
+    await create(service)
+    [cell] = (await service.run(REF, RunRequest(code="1"), Ids.fresh())).cells
+    assert (cell.cpu_s, cell.peak_memory_bytes) == (0.5, 4096)
+    assert (await service.cells(REF)).cells == [cell]
 
 
 async def test_a_retry_is_answered_after_its_session_was_lost(service: Service) -> None:

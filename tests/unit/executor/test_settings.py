@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cellar_executor.kernel import DEFAULT_PREIMPORTS, RuntimeConfig
 from cellar_executor.settings import is_loopback, parse_api_keys, parse_runtimes
 
 KEY = "0123456789abcdef"
@@ -29,10 +30,41 @@ def test_weak_keys_and_odd_tenants_are_refused(text: str) -> None:
         parse_api_keys(text)
 
 
-def test_runtimes_have_names_and_exist(tmp_path: Path) -> None:
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
     python = tmp_path / "python"
     python.touch()
-    assert parse_runtimes([str(python), f"old={python}"]) == {"python": python, "old": python}
-    assert list(parse_runtimes([])) == ["python"]
+    return python
+
+
+def test_runtimes_have_names_and_exist(python: Path) -> None:
+    assert parse_runtimes([str(python), f"old={python}"], []) == {
+        "python": RuntimeConfig(python),
+        "old": RuntimeConfig(python),
+    }
+    assert list(parse_runtimes([], [])) == ["python"]
     with pytest.raises(ValueError, match="no Python"):
-        parse_runtimes(["gone=/nonexistent"])
+        parse_runtimes(["gone=/nonexistent"], [])
+
+
+def test_each_runtime_can_have_preimports_of_its_own(python: Path) -> None:
+    runtimes = parse_runtimes([str(python), f"a={python}", f"b={python}"], ["a=json, os.path", "b="])
+    assert [runtimes[name].preimports for name in ("python", "a", "b")] == [
+        DEFAULT_PREIMPORTS,
+        ("json", "os.path"),
+        (),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("numpy", "NAME=MODULE"),
+        ("other=numpy", "not there: other"),
+        ("python=numpy;import os", "not the name"),
+        ("python=.numpy", "not the name"),
+    ],
+)
+def test_preimports_that_cannot_be_meant_are_refused(python: Path, given: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        parse_runtimes([str(python)], [given])

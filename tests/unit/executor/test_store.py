@@ -300,3 +300,72 @@ async def test_what_a_run_left_half_done_is_marked_until_a_reset(store: Store) -
     assert (await store.session(REF)).unrepeatable
     await store.new_generation(REF, 2, TTL_S, reset=True)
     assert not (await store.session(REF)).unrepeatable
+
+
+async def test_what_an_earlier_version_left_still_loads(store: Store, config: SessionConfig) -> None:
+    key = f"cellar:session:{REF}"
+    old = config.model_dump_json(exclude={"isolation"})
+    await store._redis.hset(key, "config", old)
+    await store._redis.hdel(key, "files")
+    await begin(store, cell=("c0", "1"))
+    await store._redis.hset(
+        f"cellar:cell:{REF}:0", mapping={"status": "ok", "outcome": '{"stdout": "1", "duration_s": 0.5}'}
+    )
+    assert (await store.session(REF)).config.isolation == "none"
+    cell = (await store.cell(REF, "c0")).cell
+    assert (cell.stdout, cell.cpu_s, cell.peak_memory_bytes) == ("1", None, None)
+    assert await store.file_changes(REF) == []
+    await store.keep_file(REF, await store.stage_file(REF, "f", b"1", TTL_S), TTL_S)
+    assert len(await store.file_changes(REF)) == 1
+    await store.fork(REF, [Ref("tenant", "copy")], TTL_S, origin="n")
+    await store.delete(REF)
+    await store.delete(Ref("tenant", "copy"))
+    assert await store._redis.keys("cellar:*:tenant/*:*") == []
+
+
+async def test_a_file_is_kept_once_however_often_it_is_said(store: Store) -> None:
+    number = await store.stage_file(REF, "f", b"\xff\x00", TTL_S)
+    for _ in range(2):
+        await store.keep_file(REF, number, TTL_S)
+    second = await store.stage_file(REF, "f", b"12", TTL_S)
+    for _ in range(2):
+        await store.keep_file(REF, second, TTL_S)
+    [change] = await store.file_changes(REF)
+    assert await store.file_data(REF, change.number) == b"12"
+    assert await store._redis.hget(f"cellar:session:{REF}", "bytes") == "3"
+
+
+async def test_a_file_put_after_a_deletion_is_a_change_of_its_own(store: Store) -> None:
+    for data in (b"1", None, b"2"):
+        await store.keep_file(REF, await store.stage_file(REF, "f", data, TTL_S), TTL_S)
+    assert [change.deletes for change in await store.file_changes(REF)] == [False, True, False]
+
+
+async def test_a_cell_that_never_reached_its_kernel_sees_a_file_put_before_it_runs(store: Store) -> None:
+    """The reply of the script that started it was lost on the way, so it is pending again."""
+    await begin(store, cell=("c0", "1"))
+    await store.keep_file(REF, await store.stage_file(REF, "f", b"1", TTL_S), TTL_S)
+    assert await statuses(store) == ["pending"]
+    assert [change.before for change in await store.file_changes(REF)] == [0]
+
+
+async def test_copies_are_made_all_or_none_and_share_nothing(store: Store) -> None:
+    await begin(store, cell=("c0", "1"))
+    await store.step(REF, head(), done(0), 0, TTL_S, go_on=True)
+    await store.accept(REF, [("c1", "2")], TTL_S)
+    await store.keep_file(REF, await store.stage_file(REF, "f", b"1", TTL_S), TTL_S)
+    copies = [Ref("tenant", "a"), Ref("tenant", "b")]
+    with pytest.raises(Refusal, match="session_exists"):
+        await store.fork(REF, [copies[0], REF], TTL_S, origin="n")
+    with pytest.raises(Refusal, match="session_not_found"):
+        await store.session(copies[0])
+    records = await store.fork(REF, copies, TTL_S, origin="n")
+    assert [(record.cells_total, record.cells_pending, record.generation) for record in records] == [(2, 1, 1)] * 2
+    await store.delete(REF)
+    await store.delete(copies[0])
+    assert await store.file_data(copies[1], 0) == b"1"
+    assert (await store.run(copies[1], "run-1"))[1][0].cell.cell_id == "c0"
+    begun = await store.begin(copies[1], head("run-2"), TTL_S, bound=None, cell=None)
+    assert isinstance(begun, Begun)
+    assert begun.first is not None
+    assert begun.first.code == "2"

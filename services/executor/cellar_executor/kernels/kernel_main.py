@@ -7,89 +7,180 @@ trusted outside: cells run in this very process and can forge every word of it.
 
 from __future__ import annotations
 
-import base64
-import contextlib
+import _posixsubprocess  # noqa: F401  # loaded before `subprocess` takes its function
+import builtins
 import io
 import json
 import linecache
 import os
 import signal
-import stat
 import struct
 import sys
 import traceback
 from _ast import Expr, Expression, Module, PyCF_ONLY_AST
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, socket
 from types import ModuleType
 
 # A session starts as fast as these imports: `typing`, `ast`, `socket` and `importlib.util` would double the time.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
     from importlib.machinery import ModuleSpec
+    from threading import Thread
     from types import CodeType, FrameType
-    from typing import Any, TypeVar
+    from typing import Any, NoReturn, TextIO, TypeVar
 
     Frame = dict[str, Any]
     Result = TypeVar("Result")
 
+READY = {"ready": True}
 CONTROL_FD = 3
+STDOUT, STDERR = 1, 2
 MAX_REQUEST_BYTES = 64 << 20
+MAX_FDS = 3
+"""With one request."""
 MAX_TEXT_CHARS = 64 << 10
 """Longest result, message and traceback: together they stay below the frame that the supervisor accepts."""
-SEEDED_MODULES = ("numpy.random", "sympy.core.random")
+STARTERS = (
+    ("os", "fork"),
+    ("os", "forkpty"),
+    ("os", "posix_spawn"),
+    ("os", "posix_spawnp"),
+    ("_posixsubprocess", "fork_exec"),
+    ("subprocess", "_fork_exec"),
+)
+"""All ways in which the standard library starts a process."""
+SEEDED_MODULES = ("random", "numpy.random", "sympy.core.random")
 
 
 def main() -> None:
     options = json.loads(sys.argv[1])
+    run(options["workdir"], options["seed"])
+
+
+def run(workdir: str, seed: int | None) -> NoReturn:
+    """Serve on `CONTROL_FD` in this process until the supervisor is gone."""
     sys.argv = [""]
     channel = Channel(CONTROL_FD)
-    prepare_process(options["workdir"])
-    if options["seed"] is not None:
-        seed_generators(options["seed"])
-    session = Session(prepare_namespace(), options["workdir"])
-    channel.send({"ready": True})
-    while (request := channel.receive()) is not None:
-        channel.send({"nonce": request["nonce"], **session.answer(request)})
-    os._exit(0)
+    prepare_process(workdir)
+    if seed is not None:
+        reseed(seed)
+    Kernel(channel, Session(prepare_namespace(), workdir)).serve()
+
+
+class Kernel:
+    """Answers the supervisor's requests, one after another. Its live copies do so too, each on a channel of its own."""
+
+    def __init__(self, channel: Channel, session: Session) -> None:
+        self._channel = channel
+        self._session = session
+        self._fork_unrecorded = os.fork
+        self._own_children = record_children()
+
+    def serve(self) -> NoReturn:
+        self._channel.send(READY)
+        while (received := self._channel.receive()) is not None:
+            reap_strangers(self._own_children)
+            self._channel.send(self._answer(*received))
+        os._exit(0)
+
+    def _answer(self, request: Frame, fds: Sequence[int]) -> Frame:
+        reply = {"nonce": request["nonce"], "problem": None}
+        match request["op"]:
+            case "run":
+                take_output(fds)
+                outcome = self._session.run_cell(request["code"], request["stdin"])
+                return {"nonce": request["nonce"], **outcome, "leftovers": self._leaves_processes()}
+            case "seed":
+                reseed(request["seed"])
+                return reply
+            case "ping":
+                return reply
+            case "fork":
+                try:
+                    return self._fork(fds) or reply
+                except OSError as exc:
+                    return {**reply, "problem": exc.strerror}
+            case "retire":
+                self._retire()
+        return {"nonce": request["nonce"], **load_files().handle(self._session.workdir, request)}
+
+    def _leaves_processes(self) -> bool:
+        """Whether other processes may be left that hold the output pipes. Only pid 1 gets all orphans and can tell."""
+        return reap_strangers(self._own_children) or os.getpid() != 1
+
+    def _fork(self, fds: Sequence[int]) -> Frame | None:
+        """A live copy, with the generators as they are. None here; in the copy, what it has to say first."""
+        control, *output = fds
+        random = sys.modules.get("random")
+        generator = random.getstate() if random else None
+        try:
+            pid = self._fork_unrecorded()
+        except OSError:
+            close_all(fds)
+            raise
+        if pid:
+            close_all(fds)
+            return None
+        os.setpgid(0, 0)  # so that its children can be killed with it
+        self._own_children.clear()
+        self._channel.adopt(control)
+        take_output(output)
+        if random:
+            random.setstate(generator)  # it had seeded itself anew in the fork
+        return READY
+
+    def _retire(self) -> NoReturn:
+        """No more cells, while copies live on in this jail: only be their pid 1, and leave nothing unreaped."""
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # from now on nothing becomes a zombie
+        reap_strangers(())
+        while self._channel.receive() is not None:
+            continue
+        os._exit(0)
 
 
 class Channel:
     """Length-prefixed JSON frames over the inherited socket. After a fork only the kernel itself keeps it."""
 
     def __init__(self, fd: int) -> None:
+        self.adopt(fd)
+        os.register_at_fork(after_in_child=self._leave)
+
+    def adopt(self, fd: int) -> None:
+        """Serve on this socket, in this process."""
         os.set_inheritable(fd, False)
-        self._fd = fd
+        self._socket = socket(fileno=fd)
         self._kernel_pid = os.getpid()
-        os.register_at_fork(after_in_child=lambda: os.close(fd))
+
+    def _leave(self) -> None:
+        self._socket.close()
 
     def send(self, frame: Frame) -> None:
         if os.getpid() != self._kernel_pid:
             os._exit(0)  # a fork made by the cell came out at the cell's end; it is not the kernel
         payload = json.dumps(frame, ensure_ascii=False).encode()
-        view = memoryview(struct.pack("!I", len(payload)) + payload)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        self._socket.sendall(struct.pack("!I", len(payload)) + payload)
 
-    def receive(self) -> Frame | None:
-        """The next request; None when the supervisor is gone."""
-        header = self._read(4)
+    def receive(self) -> tuple[Frame, Sequence[int]] | None:
+        """The next request and the fds that came with it; None when the supervisor is gone."""
+        start, ancillary, _, _ = self._socket.recvmsg(4, CMSG_SPACE(4 * MAX_FDS), MSG_CMSG_CLOEXEC)
+        header = self._complete(start, 4) if start else None
         if header is None:
             return None
+        fds = [fd for _, _, numbers in ancillary for fd in memoryview(numbers).cast("i")]
         (size,) = struct.unpack("!I", header)
-        payload = self._read(size) if size <= MAX_REQUEST_BYTES else None
-        if payload is None:
-            return None
-        request: Frame = json.loads(payload)
-        return request
+        payload = self._complete(b"", size) if size <= MAX_REQUEST_BYTES else None
+        return None if payload is None else (json.loads(payload), fds)
 
-    def _read(self, size: int) -> bytes | None:
-        chunks = []
-        while size:
-            chunk = os.read(self._fd, size)
+    def _complete(self, start: bytes, size: int) -> bytes | None:
+        """`start` and what follows it, `size` bytes together; None when the supervisor is gone."""
+        chunks, missing = [start], size - len(start)
+        while missing:
+            chunk = self._socket.recv(missing)
             if not chunk:
                 return None
             chunks.append(chunk)
-            size -= len(chunk)
+            missing -= len(chunk)
         return b"".join(chunks)
 
 
@@ -100,26 +191,23 @@ class Session:
     """The namespace and work directory of one session."""
 
     def __init__(self, namespace: dict[str, Any], workdir: str) -> None:
+        self.workdir = workdir
         self._namespace = namespace
-        self._workdir = workdir
+        self._streams = (sys.stdout, sys.stderr)
         self._cells = 0
 
-    def answer(self, request: Frame) -> Frame:
-        if request["op"] == "put":
-            return {"problem": put_file(self._workdir, request["path"], base64.b64decode(request["data"]))}
-        return self._run_cell(request["code"], request["stdin"])
-
-    def _run_cell(self, code: str, stdin: str) -> Frame:
+    def run_cell(self, code: str, stdin: str) -> Frame:
         self._cells += 1
         filename = f"<cell {self._cells}>"
         linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
         sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
-        signal.signal(signal.SIGINT, on_sigint)
+        mute_leftover_threads(self._streams)
         try:
             return {"status": "ok", "result": interruptible(self._evaluate, code, filename), "error": None}
         except BaseException as exc:
             return {"status": "error", "result": None, "error": describe_safely(exc)}
         finally:
+            mute_leftover_threads(self._streams)
             take_back_control()
 
     def _evaluate(self, code: str, filename: str) -> str | None:
@@ -173,6 +261,79 @@ def take_back_control() -> None:
 
 def flush(stream: Any) -> None:
     stream.flush()
+
+
+# --- what cells leave behind --------------------------------------------------------------------
+
+
+def close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def take_output(fds: Sequence[int]) -> None:
+    """Go on with fresh pipes, if there are any: what other processes still write to the old ones reaches nobody."""
+    for fd, number in zip(fds, (STDOUT, STDERR), strict=False):
+        os.dup2(fd, number)
+    close_all(fds)
+
+
+def record_children() -> set[int]:
+    """The numbers of all processes that cells start themselves, from now on: only cells may wait for those."""
+    own: set[int] = set()
+    for module, name in STARTERS:
+        if module in sys.modules:
+            setattr(sys.modules[module], name, recorded(getattr(sys.modules[module], name), own))
+    return own
+
+
+def recorded(start: Callable[..., Any], own: set[int]) -> Callable[..., Any]:
+    def start_recorded(*args: Any, **options: Any) -> Any:
+        started = start(*args, **options)
+        own.add(started[0] if isinstance(started, tuple) else started)
+        return started
+
+    return start_recorded
+
+
+def reap_strangers(own: Container[int]) -> bool:
+    """Take note of ended orphans and copies, which nobody else will and which count against the limit of processes.
+
+    Whether there are other child processes yet. An own child that has ended hides those behind it.
+    """
+    try:
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in own:
+                break
+            os.waitpid(ended.si_pid, 0)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def mute_leftover_threads(streams: Iterable[TextIO]) -> None:
+    """What the threads that are there now will write goes nowhere: their cell is over."""
+    threading = sys.modules.get("threading")
+    left = frozenset(threading.enumerate()) - {threading.main_thread()} if threading else frozenset()
+    for stream in streams:
+        if left:
+            stream.write = muted(stream, left)  # type: ignore[method-assign]
+        elif isinstance(vars(stream).get("write"), muted):
+            del stream.write
+
+
+class muted:
+    """A stream's `write`, for all but some threads. In place only while there are such: printing costs no more else."""
+
+    def __init__(self, stream: TextIO, threads: Container[Thread]) -> None:
+        self._write = type(stream).write
+        self._stream = stream
+        self._threads = threads
+
+    def __call__(self, text: str) -> int:
+        if sys.modules["threading"].current_thread() in self._threads:
+            return len(text)
+        return self._write(self._stream, text)
 
 
 # --- what is said about a cell ------------------------------------------------------------------
@@ -231,46 +392,6 @@ def sendable(text: str) -> str:
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
-# --- files --------------------------------------------------------------------------------------
-
-
-def put_file(workdir: str, path: str, data: bytes) -> str | None:
-    """Write a file below `workdir`, through no symlink; None, or why it was refused."""
-    *folders, name = path.split("/")
-    if any(part in ("", ".", "..") for part in (*folders, name)) or "\0" in path:
-        return f"{path!r} is not a plain relative path"
-    folder = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for part in folders:
-            folder = enter_folder(folder, part)
-        write_file(folder, name, data)
-    except OSError as exc:
-        return f"{path!r}: {exc.strerror}"
-    finally:
-        os.close(folder)
-    return None
-
-
-def enter_folder(parent: int, name: str) -> int:
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, dir_fd=parent)
-    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-    os.close(parent)
-    return folder
-
-
-def write_file(folder: int, name: str, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not block the kernel
-    fd = os.open(name, flags, 0o644, dir_fd=folder)
-    with open(fd, "wb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "not a regular file")
-        os.ftruncate(fd, 0)
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-
-
 # --- the process before its first cell ----------------------------------------------------------
 
 
@@ -284,27 +405,45 @@ def prepare_process(workdir: str) -> None:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
+def load_files() -> ModuleType:
+    """The files' part of the kernel, at its first use: it lies beside this one, where cells do not look."""
+    folder = os.path.dirname(__file__)
+    sys.path.insert(0, folder)
+    try:
+        import kernel_files  # type: ignore[import-not-found]  # not a package in there
+    finally:
+        sys.path.remove(folder)
+    module: ModuleType = kernel_files
+    return module
+
+
 def prepare_namespace() -> dict[str, Any]:
     """A `__main__` for the cells, so that their classes pickle; the kernel's own module steps aside."""
     module = ModuleType("__main__")
-    module.__dict__["__builtins__"] = __builtins__
+    module.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = module
     return module.__dict__
 
 
-def seed_generators(seed: int) -> None:
+def reseed(seed: int | None) -> None:
+    """Seed the global generators, those of libraries that are not loaded yet included; None: from the system."""
     import random
 
     random.seed(seed)
-    sys.meta_path.insert(0, SeedOnImport(seed))
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, SeedOnImport)]
+    for name in SEEDED_MODULES:
+        if name in sys.modules:
+            sys.modules[name].seed(seed)
+    if seed is not None:
+        sys.meta_path.insert(0, SeedOnImport(seed, [name for name in SEEDED_MODULES if name not in sys.modules]))
 
 
 class SeedOnImport:
     """A finder that seeds a library's generator when it is imported: sessions that never import it pay nothing."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, modules: Iterable[str]) -> None:
         self._seed = seed
-        self._waiting = set(SEEDED_MODULES)
+        self._waiting = set(modules)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

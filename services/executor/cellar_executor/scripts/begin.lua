@@ -1,29 +1,14 @@
 -- Begin a run: accept its own cell, if it has one, and start the first pending cell, in one write.
 -- ARGV: expires_at, run_id, head of the run, bound ('' = all there is), generation, max_pending, max_bytes,
--- [cell_id, code].
+-- 'atomic' | '', [cell_id, code].
 -- Returns {'begun', bound, [index, cell_id, code]}; {'known'} when this run was begun before; {'existing', index} when
 -- its own cell is no longer pending.
 if redis.call('EXISTS', SESSION) == 0 then return {'missing'} end
-
--- Whoever begins has the session's turn. A cell still marked as running in this server's name therefore never reached
--- its kernel: the reply of the script that started it was lost on the way. It is pending again, and its run never was.
-local orphan = redis.call('HGET', SESSION, 'running')
-if orphan then
-  local cell = CELL .. orphan
-  local status, instance, run_id = unpack(redis.call('HMGET', cell, 'status', 'instance', 'run_id'))
-  if status == 'running' and instance == INSTANCE then
-    redis.call('HSET', cell, 'status', 'pending')
-    redis.call('HDEL', cell, 'run_id', 'generation', 'instance')
-    redis.call('ZADD', PENDING, orphan, orphan)
-    redis.call('HDEL', RUNS, run_id)
-  end
-  redis.call('HDEL', SESSION, 'running')
-end
-
+release_orphan()
 if redis.call('HEXISTS', RUNS, ARGV[2]) == 1 then return {'known'} end
 local bound = tonumber(ARGV[4])
-if #ARGV > 7 then
-  local indices, refusal = accept(8, tonumber(ARGV[6]), tonumber(ARGV[7]))
+if #ARGV > 8 then
+  local indices, refusal = accept(9, tonumber(ARGV[6]), tonumber(ARGV[7]))
   if not indices then return {refusal} end
   if redis.call('HGET', CELL .. indices[1], 'status') ~= 'pending' then return {'existing', indices[1]} end
 elseif redis.call('ZCARD', PENDING) == 0 then
@@ -34,4 +19,4 @@ bound = bound or redis.call('HGET', SESSION, 'cells') - 1
 redis.call('HINCRBY', SESSION, 'bytes', #ARGV[3])
 redis.call('HSET', RUNS, ARGV[2], ARGV[3])
 touch(ARGV[1])
-return start_next({'begun', bound}, bound, ARGV[2], ARGV[5])
+return start_next({'begun', bound}, bound, ARGV[2], ARGV[5], ARGV[8] == 'atomic')

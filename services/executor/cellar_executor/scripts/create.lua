@@ -6,7 +6,7 @@ if redis.call('EXISTS', SESSION) == 1 then
 end
 if redis.call('EXISTS', TOMBSTONE) == 1 then return 'exists' end
 if redis.call('ZCARD', SESSIONS) >= tonumber(ARGV[2]) then return 'full' end
-redis.call('HSET', SESSION, 'generation', 1, 'base', 1, 'cells', 0, 'bytes', 0,
+redis.call('HSET', SESSION, 'generation', 1, 'base', 1, 'cells', 0, 'files', 0, 'bytes', 0,
   'created_at', ARGV[3], 'expires_at', ARGV[4], 'config', ARGV[5], 'origin', ARGV[6])
 redis.call('ZADD', SESSIONS, ARGV[4], REF)
 redis.call('ZADD', LISTING, 0, ARGV[1])

