@@ -14,12 +14,17 @@ from cellar_client.errors import (
     CellNotPending,
     Conflict,
     ConnectionFailed,
+    FileNotFound,
+    FileTooLarge,
     IdempotencyMismatch,
     InternalError,
+    InvalidPath,
     InvalidReply,
+    IsolationUnavailable,
     KernelUnavailable,
     LimitTooHigh,
     NotFound,
+    NotRepeatable,
     NotSupported,
     RequestInProgress,
     RequestTimeout,
@@ -39,7 +44,7 @@ from cellar_client.errors import (
     UnknownRuntime,
 )
 from cellar_client.retry import DEFAULT_RETRIES, NO_RETRIES, Retries
-from cellar_client.schemas import Cell, CellError, Info, Limits, LimitsRequest, Run, Session
+from cellar_client.schemas import Cell, CellError, FileInfo, Files, Info, Limits, LimitsRequest, Run, Session
 from cellar_client.sync import Cellar, SyncSession
 
 __version__ = version("cellar")
@@ -58,16 +63,23 @@ __all__ = [
     "Conflict",
     "ConnectionFailed",
     "DEFAULT_RETRIES",
+    "FileInfo",
+    "FileNotFound",
+    "FileTooLarge",
+    "Files",
     "IdempotencyMismatch",
     "Info",
     "InternalError",
+    "InvalidPath",
     "InvalidReply",
+    "IsolationUnavailable",
     "KernelUnavailable",
     "LimitTooHigh",
     "Limits",
     "LimitsRequest",
     "NO_RETRIES",
     "NotFound",
+    "NotRepeatable",
     "NotSupported",
     "RequestInProgress",
     "RequestTimeout",

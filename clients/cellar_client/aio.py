@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self
@@ -14,7 +14,8 @@ from cellar_client.errors import CellarError
 from cellar_client.operation import Operation, T
 from cellar_client.retry import DEFAULT_RETRIES, Retries, Tries
 from cellar_client.settings import settings
-from cellar_client.transport import AsyncHttpxTransport, AsyncTransport
+from cellar_client.transport import AsyncTransport
+from cellar_client.transport.aio import AiohttpTransport
 
 P = ParamSpec("P")
 
@@ -82,7 +83,18 @@ class AsyncSession:
     withdraw = _sent_to_session(calls.withdraw)
     interrupt = _sent_to_session(calls.interrupt)
     reset = _sent_to_session(calls.reset)
+    put_file = _sent_to_session(calls.put_file)
+    get_file = _sent_to_session(calls.get_file)
+    files = _sent_to_session(calls.files)
+    delete_file = _sent_to_session(calls.delete_file)
     info = _sent_to_session(calls.session_info)
+
+    async def fork(
+        self, count: int | None = None, *, session_ids: Sequence[str] | None = None, trust: schemas.Trust = "isolated"
+    ) -> list["AsyncSession"]:
+        """Copies of the session, as `calls.fork` describes them; nothing deletes them but `delete_session`."""
+        forks = await self.cellar.send(calls.fork(self.session_id, count, session_ids=session_ids, trust=trust))
+        return [self.cellar.attach(fork.session_id) for fork in forks]
 
 
 class AsyncCellar:
@@ -98,7 +110,7 @@ class AsyncCellar:
         api_key: `CELLAR_API_KEY` when left out.
         timeout_s: of every call but runs, which have `calls.RUN_SILENCE_S` more than their cells.
         retries: what to do about failures that may pass.
-        transport: replaces HTTP over the network.
+        transport: replaces HTTP over the network. The default one goes straight to the server, through no proxy.
     """
 
     def __init__(
@@ -112,7 +124,7 @@ class AsyncCellar:
     ) -> None:
         where = settings(base_url, api_key)
         self._retries = retries
-        self._transport = transport or AsyncHttpxTransport(where.base_url, api_key=where.api_key, timeout_s=timeout_s)
+        self._transport = transport or AiohttpTransport(where.base_url, api_key=where.api_key, timeout_s=timeout_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -145,6 +157,25 @@ class AsyncCellar:
             cursor = page.next_cursor
             if cursor is None:
                 return
+
+    async def batch(self, operations: Sequence[Operation[T]]) -> list[T | CellarError]:
+        """What each operation returns or raises, as `calls.batch` does them, in as few requests as can be.
+
+            first, second = cellar.batch([calls.run("a", "x"), calls.run("b", "y")])
+
+        When a request fails, its operations and those after it have that error. Raises `ValueError`, before anything is
+        sent, for an operation that cannot be batched.
+        """
+        requests = [
+            calls.batch(operations[i : i + calls.BATCH_SIZE]) for i in range(0, len(operations), calls.BATCH_SIZE)
+        ]
+        results: list[T | CellarError] = []
+        for request in requests:
+            try:
+                results += await self.send(request)
+            except CellarError as error:
+                return results + [error] * (len(operations) - len(results))
+        return results
 
     async def send(self, operation: Operation[T]) -> T:
         """Send one operation, and again as `retries` allows. Raises `CellarError`."""

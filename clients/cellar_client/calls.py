@@ -4,16 +4,24 @@ Each of them raises `pydantic.ValidationError`, before anything is sent, for arg
 """
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+from urllib.parse import quote
 
-from pydantic import JsonValue, TypeAdapter
+from pydantic import AfterValidator, JsonValue, TypeAdapter
+from pydantic_core import to_json
 
-from cellar_client.operation import Operation
+from cellar_client.errors import CellarError
+from cellar_client.operation import Operation, T
 from cellar_client.schemas import (
+    BatchReply,
+    BatchRequest,
     Cell,
     Cells,
     CreateSession,
     ExecuteRequest,
+    Files,
+    ForkRequest,
     Health,
     Identifier,
     Info,
@@ -27,6 +35,9 @@ from cellar_client.schemas import (
     RunRequest,
     Session,
     SessionPage,
+    Sessions,
+    Tier,
+    Trust,
 )
 
 RUN_SILENCE_S = 60.0
@@ -38,7 +49,18 @@ wait for ever on one connection, where it would never learn that the server is g
 stored run when it is done.
 """
 
+BATCH_SIZE = 1000
+"""Most operations that the server takes in one batch; the clients cut longer ones."""
+
+
+def _plain(path: str) -> str:
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError("a file's path is relative, without empty parts, `.` or `..`")
+    return path
+
+
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
+_FILE_PATH: TypeAdapter[str] = TypeAdapter(Annotated[str, AfterValidator(_plain)])
 
 AnyLimits = LimitsRequest | Mapping[str, float] | None
 
@@ -54,6 +76,7 @@ def create_session(
     metadata: Mapping[str, JsonValue] | None = None,
     idle_ttl_s: float | None = None,
     runtime: str = "python",
+    isolation: Tier | None = None,
     session_id: str | None = None,
 ) -> Operation[Session]:
     """A new session.
@@ -65,18 +88,21 @@ def create_session(
         metadata: kept with the session and given back.
         idle_ttl_s: seconds without a call after which the server deletes the session.
         runtime: the Python environment that cells see, one of `info().runtimes`.
+        isolation: `strict` for a jail of its own; the server's own tier when left out (`IsolationUnavailable` when
+            that one is stronger than what is asked for).
         session_id: an id of your own; `SessionExists` when it was ever used.
     """
     body = CreateSession(
         session_id=session_id,
         runtime=runtime,
+        isolation=isolation,
         limits=_limits(limits),
         idle_ttl_s=idle_ttl_s,
         recovery=recovery,
         seed=seed,
         metadata=dict(metadata or {}),
     )
-    return Operation("POST", "/v1/sessions", Session.model_validate_json, body)
+    return Operation("POST", "/v1/sessions", Session.model_validate_json, body, batched={"op": "create"})
 
 
 def sessions_page(cursor: str | None, page_size: int) -> Operation[SessionPage]:
@@ -91,7 +117,7 @@ def session_info(session_id: str) -> Operation[Session]:
 
 def delete_session(session_id: str) -> Operation[None]:
     """Delete a session; no error when it is gone already."""
-    return Operation("DELETE", _path(session_id), _nothing)
+    return Operation("DELETE", _path(session_id), _nothing, batched=_entry("delete", session_id))
 
 
 def reset(session_id: str) -> Operation[Session]:
@@ -104,19 +130,66 @@ def interrupt(session_id: str) -> Operation[None]:
     return Operation("POST", f"{_path(session_id)}/interrupt", _nothing)
 
 
+def fork(
+    session_id: str,
+    count: int | None = None,
+    *,
+    session_ids: Sequence[str] | None = None,
+    trust: Trust = "isolated",
+) -> Operation[list[Session]]:
+    """Copies of the session at this point: its namespace, its files and its cells.
+
+    Args:
+        count: how many (1 to 256); as many as `session_ids`, else one, when left out.
+        session_ids: ids of your own for the copies, which come back in this order.
+        trust: `isolated`: the copies are as apart from their origin as any two sessions, its cells are run again for
+            each (`NotRepeatable` when that cannot be done). `shared`: live copies in the origin's jail, at once, for
+            code that may see its siblings.
+    """
+    body = ForkRequest(count=count, session_ids=None if session_ids is None else list(session_ids), trust=trust)
+    return Operation("POST", f"{_path(session_id)}/fork", _sessions, body, silence_s=RUN_SILENCE_S)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def put_file(session_id: str, path: str, content: bytes) -> Operation[None]:
+    """Write a file of the session's work directory, whole, with the directories above it.
+
+    Raises `InvalidPath` for what is no plain relative path to a regular file and when the session's disk is full,
+    `BodyTooLarge`.
+    """
+    return Operation("PUT", _file_path(session_id, path), _nothing, content)
+
+
+def get_file(session_id: str, path: str) -> Operation[bytes]:
+    """A file of the session's work directory. Raises `FileNotFound`, `FileTooLarge`, `InvalidPath`."""
+    return Operation("GET", _file_path(session_id, path), bytes)
+
+
+def files(session_id: str) -> Operation[Files]:
+    """The regular files of the session's work directory."""
+    return Operation("GET", f"{_path(session_id)}/files", Files.model_validate_json)
+
+
+def delete_file(session_id: str, path: str) -> Operation[None]:
+    """Delete a file of the session's work directory. Raises `FileNotFound`, `InvalidPath`."""
+    return Operation("DELETE", _file_path(session_id, path), _nothing)
+
+
 # --- cells and runs -----------------------------------------------------------------------------
 
 
 def queue(session_id: str, code: str, *, cell_id: str | None = None) -> Operation[Cell]:
     """Give the session a cell that waits, durable and not run, until a run asks for it."""
     body = QueueCells(code=code, cell_id=cell_id)
-    return Operation("POST", f"{_path(session_id)}/cells", _the_one_cell, body)
+    return Operation("POST", f"{_path(session_id)}/cells", _the_one_cell, body, batched=_entry("queue", session_id))
 
 
 def queue_all(session_id: str, codes: list[str]) -> Operation[list[Cell]]:
     """Queue several cells (1 to 1000), in this order: all are accepted, or none."""
     body = QueueCells(cells=[NewCell(code=code) for code in codes])
-    return Operation("POST", f"{_path(session_id)}/cells", _cells, body)
+    return Operation("POST", f"{_path(session_id)}/cells", _cells, body, batched=_entry("queue", session_id))
 
 
 def run(
@@ -134,10 +207,18 @@ def run(
         cell_id: an id of your own for the cell made of `code`.
         timeout_s: wall-clock limit of each cell, from the moment it starts; the session's when left out.
         on_error: `stop` skips the cells after one that fails, `continue` runs them.
-        atomic: a run that fails leaves the session as it was before.
+        atomic: a run that fails leaves the session as it was before (`rolled_back`); `NotRepeatable` where that
+            cannot be done.
     """
     body = RunRequest(code=code, cell_id=cell_id, timeout_s=timeout_s, on_error=on_error, atomic=atomic)
-    return Operation("POST", f"{_path(session_id)}/run", Run.model_validate_json, body, silence_s=_silence_s(timeout_s))
+    return Operation(
+        "POST",
+        f"{_path(session_id)}/run",
+        Run.model_validate_json,
+        body,
+        silence_s=_silence_s(timeout_s),
+        batched=_entry("run", session_id),
+    )
 
 
 def cells(session_id: str) -> Operation[list[Cell]]:
@@ -163,6 +244,7 @@ def execute(
     limits: AnyLimits = None,
     seed: int | None = None,
     runtime: str = "python",
+    isolation: Tier | None = None,
 ) -> Operation[Run]:
     """Run one cell in a fresh session that is then gone. A cell that fails is a result.
 
@@ -170,18 +252,43 @@ def execute(
         stdin: what the cell reads from standard input.
         timeout_s: wall-clock limit of the cell; the server's when left out.
         files: relative path -> bytes, put into the work directory first.
-        limits, seed, runtime: as for a session.
+        limits, seed, runtime, isolation: as for a session.
     """
     body = ExecuteRequest(
         code=code,
         stdin=stdin,
         runtime=runtime,
         timeout_s=timeout_s,
+        isolation=isolation,
         limits=_limits(limits),
         files={path: b64encode(data).decode() for path, data in (files or {}).items()},
         seed=seed,
     )
-    return Operation("POST", "/v1/execute", Run.model_validate_json, body, silence_s=_silence_s(timeout_s))
+    return Operation(
+        "POST",
+        "/v1/execute",
+        Run.model_validate_json,
+        body,
+        silence_s=_silence_s(timeout_s),
+        batched={"op": "execute"},
+    )
+
+
+def batch(operations: Sequence[Operation[T]]) -> Operation[list[T | CellarError]]:
+    """1 to `BATCH_SIZE` operations in one request. They are those of `create_session`, `queue`, `queue_all`, `run`,
+    `delete_session` and `execute`.
+
+    Operations on one session are done in this order, those on different sessions at once. The answer has for each what
+    it would have returned by itself, or the error it would have raised. None is tried again by itself.
+    """
+    body = BatchRequest.model_validate_json(to_json({"operations": [operation.entry() for operation in operations]}))
+    silence_s = max((operation.silence_s or 0.0 for operation in operations), default=0.0)
+
+    def outcomes(content: bytes) -> list[T | CellarError]:
+        results = BatchReply.model_validate_json(content).results
+        return [operation.outcome(result) for operation, result in zip(operations, results, strict=True)]
+
+    return Operation("POST", "/v1/batch", outcomes, body, silence_s=max(silence_s, RUN_SILENCE_S))
 
 
 # --- the server about itself --------------------------------------------------------------------
@@ -208,6 +315,14 @@ def _path(session_id: str, cell_id: str | None = None) -> str:
     return session if cell_id is None else f"{session}/cells/{_IDENTIFIER.validate_python(cell_id)}"
 
 
+def _file_path(session_id: str, path: str) -> str:
+    return f"{_path(session_id)}/files/{quote(_FILE_PATH.validate_python(path))}"
+
+
+def _entry(op: str, session_id: str) -> dict[str, str]:
+    return {"op": op, "session_id": session_id}
+
+
 def _limits(limits: AnyLimits) -> LimitsRequest:
     return LimitsRequest.model_validate(limits or {})
 
@@ -223,6 +338,10 @@ def _cells(content: bytes) -> list[Cell]:
 def _the_one_cell(content: bytes) -> Cell:
     (cell,) = _cells(content)
     return cell
+
+
+def _sessions(content: bytes) -> list[Session]:
+    return Sessions.model_validate_json(content).sessions
 
 
 def _nothing(content: bytes) -> None:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cellar_client import __version__
 from cellar_client.errors import CellarError
-from cellar_client.schemas import Cell, Info, Run, Session
+from cellar_client.schemas import Cell, Info, Run, Session, Tier
 from cellar_client.settings import API_KEY_VARIABLE, DEFAULT_URL, URL_VARIABLE
 from cellar_client.sync import Cellar
 
@@ -23,6 +23,7 @@ SESSION_COLUMNS = ["id", "status", "generation", "cells", "pending", "expires"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Time limit of each cell.")]
+Isolation = Annotated[Tier | None, typer.Option(help="Kind of sandbox; the server's own when left out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -79,6 +80,7 @@ def run_file(
     cell_marker: Annotated[
         str, typer.Option(metavar="TEXT", help="Lines that begin with it start a new cell.")
     ] = "# %%",
+    isolation: Isolation = None,
 ) -> None:
     """Run a file in a fresh session.
 
@@ -90,7 +92,7 @@ def run_file(
       cellar run notebook.py --timeout 10
     """
     cells = split_cells(file.read_text(encoding="utf-8-sig"), cell_marker)
-    with ctx.ensure_object(Cellar).session() as session:
+    with ctx.ensure_object(Cellar).session(isolation=isolation) as session:
         if cells:
             session.queue_all(cells)
         run = session.run(timeout_s=timeout)
@@ -103,6 +105,7 @@ def execute(
     code: Annotated[str, typer.Argument(metavar="CODE", help='Python code, or "-" to read it from standard input.')],
     timeout: Timeout = None,
     stdin: Annotated[bool, typer.Option("--stdin", help="Let the code read this command's standard input.")] = False,
+    isolation: Isolation = None,
 ) -> None:
     """Run one piece of code in a session of its own.
 
@@ -115,7 +118,8 @@ def execute(
     if stdin and code == "-":
         raise typer.BadParameter("standard input is either the code or the code's input", param_hint="--stdin")
     source = sys.stdin.read() if code == "-" else code
-    run = ctx.ensure_object(Cellar).execute(source, stdin=sys.stdin.read() if stdin else "", timeout_s=timeout)
+    given = sys.stdin.read() if stdin else ""
+    run = ctx.ensure_object(Cellar).execute(source, stdin=given, timeout_s=timeout, isolation=isolation)
     raise typer.Exit(report(run))
 
 

@@ -11,15 +11,20 @@ CellarError
     │   ├── UnknownRuntime
     │   ├── IdempotencyMismatch
     │   ├── BodyTooLarge
+    │   ├── FileTooLarge
+    │   ├── InvalidPath           of a file in a session's work directory
+    │   ├── IsolationUnavailable
     │   └── NotSupported
     ├── Unauthorized              401
     ├── NotFound
     │   ├── SessionNotFound
     │   ├── CellNotFound
-    │   └── RunNotFound
+    │   ├── RunNotFound
+    │   └── FileNotFound
     ├── Conflict
     │   ├── SessionExists
     │   ├── CellNotPending
+    │   ├── NotRepeatable         no isolated fork and no atomic run of this session
     │   └── RequestInProgress     retried
     ├── SessionLost               410: the session's kernel died, its state is gone
     ├── TooMany                   429
@@ -92,6 +97,18 @@ class BodyTooLarge(BadRequest):
     pass
 
 
+class FileTooLarge(BadRequest):
+    pass
+
+
+class InvalidPath(BadRequest):
+    pass
+
+
+class IsolationUnavailable(BadRequest):
+    pass
+
+
 class NotSupported(BadRequest):
     pass
 
@@ -116,6 +133,10 @@ class RunNotFound(NotFound):
     pass
 
 
+class FileNotFound(NotFound):
+    pass
+
+
 class Conflict(ServerError):
     pass
 
@@ -125,6 +146,10 @@ class SessionExists(Conflict):
 
 
 class CellNotPending(Conflict):
+    pass
+
+
+class NotRepeatable(Conflict):
     pass
 
 
@@ -175,15 +200,20 @@ BY_CODE: Mapping[str, type[ServerError]] = {
     "session_not_found": SessionNotFound,
     "cell_not_found": CellNotFound,
     "run_not_found": RunNotFound,
+    "file_not_found": FileNotFound,
     "method_not_allowed": BadRequest,
     "session_exists": SessionExists,
     "cell_not_pending": CellNotPending,
+    "not_repeatable": NotRepeatable,
     "request_in_progress": RequestInProgress,
     "session_lost": SessionLost,
     "body_too_large": BodyTooLarge,
+    "file_too_large": FileTooLarge,
     "invalid_request": BadRequest,
     "limit_too_high": LimitTooHigh,
     "unknown_runtime": UnknownRuntime,
+    "isolation_unavailable": IsolationUnavailable,
+    "invalid_path": InvalidPath,
     "idempotency_mismatch": IdempotencyMismatch,
     "too_many_sessions": TooManySessions,
     "too_many_cells": TooManyCells,

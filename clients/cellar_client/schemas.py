@@ -15,6 +15,10 @@ CellStatus = Literal["pending", "running", "ok", "error", "timeout", "oom", "kil
 RunStatus = Literal["ok", "error", "timeout", "oom", "killed", "lost"]
 Recovery = Literal["fail", "replay"]
 OnError = Literal["stop", "continue"]
+Tier = Literal["warm", "strict"]
+"""How a session's kernel is made: cloned from a warmed zygote, or started in a jail of its own."""
+Trust = Literal["isolated", "shared"]
+"""Of a fork in its origin: as apart as any two sessions, or a live copy that shares the origin's jail and files."""
 
 ErrorCode = Literal[
     "invalid_json",  # 400
@@ -23,15 +27,20 @@ ErrorCode = Literal[
     "session_not_found",  # 404
     "cell_not_found",  # 404
     "run_not_found",  # 404
+    "file_not_found",  # 404
     "method_not_allowed",  # 405
     "session_exists",  # 409
     "cell_not_pending",  # 409
     "request_in_progress",  # 409 + Retry-After: the first request with this idempotency key is still being answered
     "session_lost",  # 410
+    "not_repeatable",  # 409, an isolated fork or an atomic run of a session whose cells could not be run again
     "body_too_large",  # 413
+    "file_too_large",  # 413, more than can be sent in one piece
     "invalid_request",  # 422
     "limit_too_high",  # 422, a request may only lower the server's limits
     "unknown_runtime",  # 422
+    "isolation_unavailable",  # 422, only a stronger tier than the server's may be asked for, and one that it has
+    "invalid_path",  # 422, not a plain relative path to a regular file, or the disk is full
     "idempotency_mismatch",  # 422, the same key or cell id with another body
     "too_many_sessions",  # 429 + Retry-After
     "too_many_cells",  # 429, too many cells pending in one session
@@ -91,6 +100,8 @@ class CreateSession(Request):
 
     session_id: Identifier | None = None
     runtime: Identifier = "python"
+    isolation: Tier | None = None
+    """The server's own tier when left out; a request may only ask for a stronger one (`strict`)."""
     limits: LimitsRequest = LimitsRequest()
     idle_ttl_s: Seconds | None = None
     recovery: Recovery = "fail"
@@ -109,6 +120,7 @@ class Session(Reply):
     cells_total: int
     cells_pending: int
     runtime: str
+    isolation: Tier | Literal["none"] = "strict"
     limits: Limits
     recovery: Recovery
     seed: int | None = None
@@ -143,6 +155,11 @@ class Cell(Reply):
     """The repr of the last expression, as a notebook shows it; null when there is none or it is None."""
     error: CellError | None = None
     duration_s: float | None = None
+    """Wall-clock time, by the supervisor's clock."""
+    cpu_s: float | None = None
+    """CPU time of all the session's processes while the cell ran, as the host counted it; null where it does not."""
+    peak_memory_bytes: int | None = None
+    """Most memory that the session held until the cell ended, as the host counted it; null where it does not."""
     truncated: bool = False
 
 
@@ -188,6 +205,8 @@ class RunRequest(Request):
     """Wall-clock limit of each cell, from the moment it starts."""
     on_error: OnError = "stop"
     atomic: bool = False
+    """A run that does not end `ok` leaves the session as it was before the run: its earlier cells and files are played
+    again in a fresh kernel. Refused (`not_repeatable`) where that cannot be done."""
 
     @model_validator(mode="after")
     def _cell_id_needs_code(self) -> "RunRequest":
@@ -214,6 +233,8 @@ class Run(Reply):
     """Time the run waited for its turn, before its first cell started."""
     recovered: bool = False
     """The session's state was rebuilt by replay before this run."""
+    rolled_back: bool = False
+    """The run was `atomic` and failed: the session is as it was before."""
 
 
 class RunAccepted(Reply):
@@ -228,6 +249,7 @@ class ExecuteRequest(Request):
     code: Code
     stdin: Annotated[str, Field(max_length=1_000_000)] = ""
     runtime: Identifier = "python"
+    isolation: Tier | None = None
     timeout_s: Seconds | None = None
     limits: LimitsRequest = LimitsRequest()
     files: dict[str, str] = {}
@@ -235,11 +257,99 @@ class ExecuteRequest(Request):
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
 
 
+# --- forks and files ----------------------------------------------------------------------------
+
+
+class ForkRequest(Request):
+    """`POST /v1/sessions/{id}/fork`: copies of the session's namespace, files and log at this point."""
+
+    count: Annotated[int, Field(ge=1, le=256)] | None = None
+    """How many; as many as there are `session_ids` when left out, else one."""
+    session_ids: Annotated[list[Identifier], Field(min_length=1, max_length=256)] | None = None
+    trust: Trust = "isolated"
+
+    @model_validator(mode="after")
+    def _ids_for_all(self) -> "ForkRequest":
+        ids = self.session_ids
+        if ids is not None and len(ids) != len(set(ids)):
+            raise ValueError("the same session id is given twice")
+        if ids is not None and self.count is not None and len(ids) != self.count:
+            raise ValueError("`count` says another number than there are `session_ids`")
+        return self
+
+
+class Sessions(Reply):
+    """The forks of a session, in the order of the `session_ids`."""
+
+    sessions: list[Session]
+
+
+class FileInfo(Reply):
+    path: str
+    """Relative to the session's work directory."""
+    size: int
+
+
+class Files(Reply):
+    """The regular files below the work directory, in order of their paths."""
+
+    files: list[FileInfo]
+    truncated: bool = False
+    """There are more than are listed."""
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+class BatchCreate(CreateSession):
+    op: Literal["create"]
+
+
+class BatchQueue(QueueCells):
+    op: Literal["queue"]
+    session_id: Identifier
+
+
+class BatchRun(RunRequest):
+    op: Literal["run"]
+    session_id: Identifier
+
+
+class BatchDelete(Request):
+    op: Literal["delete"]
+    session_id: Identifier
+
+
+class BatchExecute(ExecuteRequest):
+    op: Literal["execute"]
+
+
+BatchOperation = Annotated[BatchCreate | BatchQueue | BatchRun | BatchDelete | BatchExecute, Field(discriminator="op")]
+
+
+class BatchRequest(Request):
+    """`POST /v1/batch`. Operations on one session keep their order; those on different sessions run in parallel."""
+
+    operations: Annotated[list[BatchOperation], Field(min_length=1, max_length=1000)]
+
+
+class BatchResult(Reply):
+    """What the operation would have been answered by its own route."""
+
+    status: int
+    body: JsonValue = None
+
+
+class BatchReply(Reply):
+    results: list[BatchResult]
+
+
 # --- the server about itself --------------------------------------------------------------------
 
 
 class Isolation(Reply):
-    tier: Literal["strict", "warm", "none"]
+    tier: Tier | Literal["none"]
+    """Of sessions that do not ask for another one."""
     namespaces: list[str]
     seccomp: Literal["allow-list", "none"]
     cgroup: Literal["v2", "v1", "none"]

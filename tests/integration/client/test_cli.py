@@ -81,6 +81,14 @@ def test_code_comes_as_an_argument_or_from_standard_input(command: Command) -> N
     assert command("exec", "-", stdin="print('piped')\n").stdout == "piped\n"
 
 
+def test_a_stricter_tier_may_be_asked_for(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_text("print(1)")
+    assert command("exec", "--isolation", "strict", "1 + 1").stdout == "2\n"
+    assert command("run", "--isolation", "strict", str(file)).stdout == "1\n"
+    assert command("exec", "--isolation", "none", "1").returncode == 2
+
+
 def test_the_code_may_read_standard_input(command: Command) -> None:
     code = "import sys; print(sum(map(int, sys.stdin)))"
     assert command("exec", "--stdin", code, stdin="1\n2\n3\n").stdout == "6\n"

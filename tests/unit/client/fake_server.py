@@ -1,15 +1,13 @@
 """A scripted server: it answers one reply after the other and remembers what it was asked."""
 
+import json
 from collections.abc import Sequence
 
-import httpx
-
 from cellar_client.aio import AsyncCellar
+from cellar_client.errors import TransportError
 from cellar_client.retry import DEFAULT_RETRIES, Retries
 from cellar_client.sync import Cellar
-from cellar_client.transport import AsyncHttpxTransport, HttpxTransport
-
-URL = "http://cellar.test"
+from cellar_client.transport import HttpReply, HttpRequest
 
 LIMITS = {"cell_timeout_s": 10.0, "memory_mb": 512, "processes": 16, "disk_mb": 64, "output_bytes": 65536}
 RUN = {
@@ -43,35 +41,35 @@ def cell(cell_id: str = "c1", status: str = "pending") -> dict[str, object]:
     return {"cell_id": cell_id, "index": 0, "status": status}
 
 
-def ok(body: object, status: int = 200) -> httpx.Response:
-    return httpx.Response(status, json=body)
+def ok(body: object, status: int = 200) -> HttpReply:
+    return HttpReply(status, json.dumps(body).encode())
 
 
-def gone() -> httpx.Response:
-    return httpx.Response(204)
+def gone() -> HttpReply:
+    return HttpReply(204, b"")
 
 
-def problem(status: int, code: str, retry_after: str | None = None) -> httpx.Response:
-    headers = {} if retry_after is None else {"Retry-After": retry_after}
-    return httpx.Response(status, json={"title": "no", "status": status, "code": code}, headers=headers)
+def problem(status: int, code: str, retry_after: str | None = None) -> HttpReply:
+    return HttpReply(status, json.dumps({"title": "no", "status": status, "code": code}).encode(), retry_after)
 
 
 class FakeServer:
-    def __init__(self, *replies: httpx.Response | httpx.TransportError) -> None:
-        self._replies = list(replies)
-        self.requests: list[httpx.Request] = []
+    """Replies, or what the transport raises, in their order."""
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
+    def __init__(self, *replies: HttpReply | TransportError) -> None:
+        self._replies = list(replies)
+        self.requests: list[HttpRequest] = []
+
+    def answer(self, request: HttpRequest) -> HttpReply:
         self.requests.append(request)
         reply = self._replies.pop(0)
-        if isinstance(reply, httpx.TransportError):
-            reply.request = request
+        if isinstance(reply, TransportError):
             raise reply
         return reply
 
     @property
     def asked(self) -> Sequence[str]:
-        return [f"{request.method} {request.url.raw_path.decode()}" for request in self.requests]
+        return [f"{request.method} {request.target}" for request in self.requests]
 
     @property
     def keys(self) -> Sequence[str | None]:
@@ -82,9 +80,27 @@ class FakeServer:
         return not self._replies
 
     def async_cellar(self, retries: Retries = DEFAULT_RETRIES) -> AsyncCellar:
-        wire = httpx.MockTransport(self)
-        return AsyncCellar(retries=retries, transport=AsyncHttpxTransport(URL, api_key=None, timeout_s=1.0, wire=wire))
+        return AsyncCellar(retries=retries, transport=AsyncWire(self))
 
     def cellar(self, retries: Retries = DEFAULT_RETRIES) -> Cellar:
-        wire = httpx.MockTransport(self)
-        return Cellar(retries=retries, transport=HttpxTransport(URL, api_key=None, timeout_s=1.0, wire=wire))
+        return Cellar(retries=retries, transport=Wire(self))
+
+
+class AsyncWire:
+    def __init__(self, server: FakeServer) -> None:
+        self._server = server
+
+    async def send(self, request: HttpRequest) -> HttpReply:
+        return self._server.answer(request)
+
+    async def close(self) -> None: ...
+
+
+class Wire:
+    def __init__(self, server: FakeServer) -> None:
+        self._server = server
+
+    def send(self, request: HttpRequest) -> HttpReply:
+        return self._server.answer(request)
+
+    def close(self) -> None: ...

@@ -42,6 +42,35 @@ def test_an_id_cannot_lead_to_another_route(bad: str) -> None:
         calls.withdraw("s1", bad)
 
 
+@pytest.mark.parametrize("bad", ["", "/etc/passwd", "a//b", "a/", "../s2/files/a", "a/../b", "./a", "a/."])
+def test_the_path_of_a_file_cannot_lead_to_another_route(bad: str) -> None:
+    for call in (calls.get_file, calls.delete_file):
+        with pytest.raises(ValidationError):
+            call("s1", bad)
+    with pytest.raises(ValidationError):
+        calls.put_file("s1", bad, b"")
+
+
+def test_the_path_of_a_file_is_encoded_whole() -> None:
+    assert calls.get_file("s1", "a?b/c#d%2e/\u00e9").path == "/v1/sessions/s1/files/a%3Fb/c%23d%252e/%C3%A9"
+
+
+def test_a_batch_may_be_as_silent_as_its_most_silent_operation() -> None:
+    batch = calls.batch([calls.delete_session("s1"), calls.run("s1", timeout_s=300.0)])
+    assert batch.silence_s == 300.0 + calls.RUN_SILENCE_S
+
+
+@pytest.mark.parametrize("size", [0, calls.BATCH_SIZE + 1])
+def test_a_batch_has_a_size(size: int) -> None:
+    with pytest.raises(ValidationError):
+        calls.batch([calls.run("s1")] * size)
+
+
+def test_isolation_is_asked_for_by_name() -> None:
+    assert body(calls.create_session(isolation="strict")) == {"isolation": "strict"}
+    assert body(calls.execute("1", isolation="strict")) == {"code": "1", "isolation": "strict"}
+
+
 @pytest.mark.parametrize(
     "arguments", [{"limits": {"memory": 1}}, {"limits": {"memory_mb": 1}}, {"seed": -1}, {"recovery": "maybe"}]
 )

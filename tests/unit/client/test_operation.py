@@ -54,6 +54,11 @@ def test_one_queued_cell_is_answered_by_one_cell(content: bytes) -> None:
         calls.queue("s1", "x").read(HttpReply(201, content))
 
 
+def test_a_batch_with_another_number_of_answers_is_not_of_the_contract() -> None:
+    with pytest.raises(InvalidReply):
+        calls.batch([RUN, RUN]).read(HttpReply(200, b'{"results": [{"status": 204}]}'))
+
+
 @pytest.mark.parametrize("status", [301, 404, 500])
 def test_a_refusal_without_a_problem_is_not_of_the_contract(status: int) -> None:
     with pytest.raises(InvalidReply):

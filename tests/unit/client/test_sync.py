@@ -1,13 +1,21 @@
 import inspect
+import json
 
-import httpx
 import pytest
 
-from cellar_client import schemas
+from cellar_client import calls, schemas
 from cellar_client.aio import AsyncCellar, AsyncSession
-from cellar_client.errors import ConnectionFailed, SessionLost, TooManySessions
+from cellar_client.errors import (
+    ConnectionFailed,
+    RequestTimeout,
+    SessionLost,
+    SessionNotFound,
+    TooManySessions,
+    TransportError,
+)
 from cellar_client.retry import NO_RETRIES
 from cellar_client.sync import Cellar, SyncSession
+from cellar_client.transport import HttpReply
 from tests.unit.client.fake_server import QUICK, RUN, FakeServer, cell, gone, ok, problem, session
 
 
@@ -60,13 +68,12 @@ def test_a_lost_session_raises() -> None:
 @pytest.mark.parametrize(
     "failure",
     [
-        httpx.ConnectError("refused"),
-        httpx.ReadTimeout(""),
-        httpx.RemoteProtocolError("cut"),
+        ConnectionFailed("refused"),
+        RequestTimeout("silence"),
         problem(503, "shutting_down"),
     ],
 )
-def test_all_tries_of_a_run_carry_one_key(failure: httpx.Response | httpx.TransportError) -> None:
+def test_all_tries_of_a_run_carry_one_key(failure: HttpReply | TransportError) -> None:
     server = FakeServer(failure, problem(409, "request_in_progress"), ok(RUN), ok(RUN))
     run_in = server.cellar(QUICK).attach("s1").run
     run_in()
@@ -78,7 +85,7 @@ def test_all_tries_of_a_run_carry_one_key(failure: httpx.Response | httpx.Transp
 
 
 def test_an_error_that_stays_is_raised_after_the_last_attempt() -> None:
-    server = FakeServer(*[httpx.ConnectError("refused") for _ in range(QUICK.attempts)])
+    server = FakeServer(*[ConnectionFailed("refused") for _ in range(QUICK.attempts)])
     with pytest.raises(ConnectionFailed):
         server.cellar(QUICK).info()
     assert server.exhausted
@@ -104,3 +111,67 @@ def test_pages_of_sessions_are_one_stream() -> None:
         "GET /v1/sessions?limit=2&cursor=2%2Fx",
         "GET /v1/sessions?limit=2&cursor=3",
     ]
+
+
+def test_forks_are_sessions_to_go_on_with() -> None:
+    server = FakeServer(ok({"sessions": [session("a"), session("b")]}, 201), ok(RUN))
+    forks = server.cellar().attach("s1").fork(session_ids=["a", "b"], trust="shared")
+    forks[1].run("1")
+    assert server.asked == ["POST /v1/sessions/s1/fork", "POST /v1/sessions/b/run"]
+    assert json.loads(server.requests[0].content) == {"session_ids": ["a", "b"], "trust": "shared"}
+
+
+def test_files_go_as_their_bytes() -> None:
+    listed = {"files": [{"path": "a b/c.bin", "size": 2}]}
+    server = FakeServer(gone(), HttpReply(200, b"\xff\x00"), ok(listed), gone())
+    files = server.cellar().attach("s1")
+    files.put_file("a b/c.bin", b"\xff\x00")
+    assert server.requests[0].content == b"\xff\x00"
+    assert server.requests[0].headers == {"Content-Type": "application/octet-stream"}
+    assert files.get_file("a b/c.bin") == b"\xff\x00"
+    assert (files.files()).files == [schemas.FileInfo(path="a b/c.bin", size=2)]
+    files.delete_file("a b/c.bin")
+    path = "/v1/sessions/s1/files/a%20b/c.bin"
+    assert server.asked == [f"PUT {path}", f"GET {path}", "GET /v1/sessions/s1/files", f"DELETE {path}"]
+
+
+def test_a_batch_gives_each_operation_its_value_or_its_error() -> None:
+    refusal = {"title": "no", "status": 404, "code": "session_not_found"}
+    results = [
+        {"status": 201, "body": session("a")},
+        {"status": 404, "body": refusal},
+        {"status": 200, "body": RUN},
+        {"status": 204, "body": None},
+    ]
+    server = FakeServer(ok({"results": results}))
+    created, refused, ran, deleted = server.cellar().batch(
+        [calls.create_session(session_id="a"), calls.queue("b", "1"), calls.run("a", "x"), calls.delete_session("a")]
+    )
+    assert isinstance(created, schemas.Session)
+    assert isinstance(refused, SessionNotFound)
+    assert isinstance(ran, schemas.Run)
+    assert deleted is None
+    assert json.loads(server.requests[0].content)["operations"] == [
+        {"op": "create", "session_id": "a"},
+        {"op": "queue", "session_id": "b", "code": "1"},
+        {"op": "run", "session_id": "a", "code": "x"},
+        {"op": "delete", "session_id": "a"},
+    ]
+
+
+def test_a_long_batch_is_cut_and_what_was_answered_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "BATCH_SIZE", 2)
+    run = {"status": 200, "body": RUN}
+    server = FakeServer(ok({"results": [run, run]}), ConnectionFailed("cut"))
+    results = server.cellar(NO_RETRIES).batch([calls.run("s1", str(n)) for n in range(5)])
+    assert [type(result) for result in results] == [schemas.Run] * 2 + [ConnectionFailed] * 3
+    assert len(server.requests) == 2
+    assert server.cellar().batch([]) == []
+
+
+def test_what_cannot_be_batched_is_refused_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "BATCH_SIZE", 1)
+    server = FakeServer()
+    with pytest.raises(ValueError, match="GET /v1/info"):
+        server.cellar().batch([calls.run("s1"), calls.info()])
+    assert not server.requests
