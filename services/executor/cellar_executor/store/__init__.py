@@ -39,11 +39,12 @@ from cellar_executor.records import Quotas
 from cellar_executor.store.answers import Answers
 from cellar_executor.store.cells import CellLog
 from cellar_executor.store.files import FileLog
+from cellar_executor.store.line import Line
 from cellar_executor.store.ownership import Ownership
 
 
 class Store(CellLog, FileLog, Answers, Ownership):
-    """All that Redis keeps, over one pool of connections."""
+    """All that Redis keeps: changes over one line, the rest over a pool of connections."""
 
 
 @asynccontextmanager
@@ -59,8 +60,9 @@ async def open_store(url: str, instance: str, quotas: Quotas, *, timeout_s: floa
         decode_responses=True,
         retry=Retry(NoBackoff(), 0),
     )
-    redis = Redis.from_pool(pool)
+    redis, line = Redis.from_pool(pool), Line(url, timeout_s)
     try:
-        yield Store(redis, instance, quotas)
+        yield Store(redis, line, instance, quotas)
     finally:
+        line.close()
         await redis.aclose()

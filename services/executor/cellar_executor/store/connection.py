@@ -7,12 +7,12 @@ from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from cellar_executor.errors import Refusal, StoreUnavailable
 from cellar_executor.ids import Ref
 from cellar_executor.records import Quotas
+from cellar_executor.store.line import Line, Script
 
 SERVER = "cellar:server"
 SESSIONS = "cellar:sessions"
@@ -26,26 +26,27 @@ ANSWER_SCRIPTS = ("claim", "settle")
 
 
 class Connection:
-    def __init__(self, redis: Redis, instance: str, quotas: Quotas) -> None:
+    def __init__(self, redis: Redis, line: Line, instance: str, quotas: Quotas) -> None:
         self._redis = redis
+        self._line = line
         self._quotas = quotas
         self.instance = instance
         folder = files("cellar_executor") / "scripts"
         sources = {
             name: (folder / f"{name}.lua").read_text() for name in ("prelude", *SESSION_SCRIPTS, *ANSWER_SCRIPTS)
         }
-        self._scripts: dict[str, AsyncScript] = {
-            name: redis.register_script(source if name in ANSWER_SCRIPTS else sources["prelude"] + source)
+        self._scripts = {
+            name: Script(source if name in ANSWER_SCRIPTS else sources["prelude"] + source)
             for name, source in sources.items()
         }
 
     async def _script(self, name: str, ref: Ref, *args: str | float | bytes, others: Sequence[Ref] = ()) -> Any:
         """Run a script on a session; `others` are sessions that it makes."""
         keys = [key for one in (ref, *others) for key in _keys(one)]
-        return await answered(self._scripts[name](keys, [self.instance, str(ref), *args]))
+        return await answered(self._line.run(self._scripts[name], keys, [self.instance, str(ref), *args]))
 
     async def _answer_script(self, name: str, answer: str, *args: str | float) -> Any:
-        return await answered(self._scripts[name]([f"cellar:answer:{answer}"], args))
+        return await answered(self._line.run(self._scripts[name], [f"cellar:answer:{answer}"], args))
 
 
 def _keys(ref: Ref) -> list[str]:
