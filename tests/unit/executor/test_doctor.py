@@ -138,6 +138,15 @@ def test_open_files_bound_the_sessions() -> None:
     assert doctor.check_open_files(1000, 65536).state == "ok"
 
 
+def test_quotas_of_namespaces_bound_the_sessions(tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir()
+    for kind, allowed in (("user", 500), ("mnt", 9000), ("net", 1000)):
+        (tmp_path / f"user/max_{kind}_namespaces").write_text(f"{allowed}\n")
+    finding = doctor.check_quotas(1000, tmp_path)
+    assert finding.mend == "sudo sysctl -w user.max_net_namespaces=1100 user.max_user_namespaces=1100"
+    assert doctor.check_quotas(300, tmp_path).state == "ok"
+
+
 def test_a_kernel_without_seccomp_is_missing_something(tmp_path: Path) -> None:
     assert doctor.check_kernel(tmp_path / "actions_avail").state == "missing"
     assert doctor.check_kernel().state == "ok"

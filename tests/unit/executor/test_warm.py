@@ -17,8 +17,10 @@ from cellar_executor.kernels import supervisor as supervisor_module
 from cellar_executor.kernels import warm
 from cellar_executor.kernels.hierarchy import TREE_PREFIX
 from cellar_executor.kernels.jailed_kernel import JailedKernel
+from cellar_executor.kernels.resources import Resources
 from cellar_executor.kernels.supervisor import ProcessSupervisor, open_supervisor
 from cellar_executor.kernels.watchdog import resident_kb
+from cellar_executor.kernels.zygote import Zygote
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -179,6 +181,32 @@ async def test_when_a_zygote_is_killed_its_sessions_are_dead_and_new_ones_start(
     await until(lambda: not other.alive)
     following = await start(supervisor)
     assert await value(following, "1 + 1") == "2"
+    await supervisor.close()
+
+
+async def test_a_closed_supervisor_refuses_at_once_and_leaves_no_session() -> None:
+    supervisor = await open_supervisor(CONFIG)
+    kernel = await start(supervisor)
+    await supervisor.close()
+    assert not kernel.alive
+    with pytest.raises(KernelUnavailable, match="closing"):
+        await asyncio.wait_for(start(supervisor), 5)
+
+
+async def test_a_session_whose_zygote_dies_meanwhile_is_made_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = zygotes()
+    supervisor = await open_supervisor(CONFIG)
+    make_clone, victims = warm.make_clone, zygotes() - others
+
+    async def dying(resources: Resources, zygote: Zygote, limits: Limits) -> JailedKernel:
+        if victims:
+            os.kill(victims.pop(), signal.SIGKILL)
+            await until(lambda: not zygote.alive)
+            raise KernelUnavailable("it died")
+        return await make_clone(resources, zygote, limits)
+
+    monkeypatch.setattr(warm, "make_clone", dying)
+    assert await value(await start(supervisor, OTHER), "1 + 1") == "2"
     await supervisor.close()
 
 

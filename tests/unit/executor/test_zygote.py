@@ -119,19 +119,29 @@ async def test_one_that_does_not_answer_is_killed(other: OtherEnd, monkeypatch: 
     assert await asyncio.to_thread(other.process.wait) == -signal.SIGKILL
 
 
-async def test_it_makes_no_more_than_it_has_uids_for_and_says_in_time_that_it_wears_out() -> None:
+async def test_it_grants_no_more_turns_than_it_has_uids_and_says_in_time_that_it_wears_out() -> None:
     other = OtherEnd(capacity=10)
-    for number in range(10):
-        assert other.zygote.open
-        assert other.zygote.worn.is_set() == (number == 9)
-        cloning = asyncio.create_task(other.zygote.clone(1))
-        await other.request()
-        other.answer(1)
-        os.close(await cloning)
+    granted = []
+
+    async def make() -> None:
+        async with other.zygote.turn() as granted_one:
+            granted.append(granted_one)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(make() for _ in range(8)))
+    assert not other.zygote.worn.is_set()
+    await asyncio.gather(*(make() for _ in range(4)))
+    assert other.zygote.worn.is_set()
     assert not other.zygote.open
-    with pytest.raises(KernelUnavailable):
-        await other.zygote.clone(1)
+    assert granted == [True] * 10 + [False] * 2
     await other.clean_up()
+
+
+async def test_a_closed_one_is_not_asked(other: OtherEnd) -> None:
+    other.end()
+    await other.zygote.close()
+    with pytest.raises(KernelUnavailable, match="gone"):
+        await other.zygote.clone(1)
 
 
 async def test_a_few_clones_are_made_at_a_time(other: OtherEnd) -> None:

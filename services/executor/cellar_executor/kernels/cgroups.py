@@ -42,8 +42,8 @@ class Version:
 
     name: Literal["v1", "v2"]
     join: str
-    """What a process with one thread writes 0 to, to join. In version 1 the file for single threads: a thread that moves
-    itself need not wait, some 10 ms, until none of the host's processes forks."""
+    """What a process with one thread writes 0 to, to join. In version 1 the file for threads: one that moves itself
+    does not have to wait, some 10 ms, until none of the host's processes forks."""
     oom_events: str
     peak_memory: str
     cpu_controller: str

@@ -4,11 +4,10 @@ import asyncio
 import json
 import os
 import platform
-import signal
 import socket
 import struct
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack
 
 from cellar_client.schemas import Limits
 from cellar_executor.kernel import IsolationUnavailable, KernelUnavailable, SupervisorConfig
@@ -148,12 +147,14 @@ async def make_clone(resources: Resources, zygote: Zygote, limits: Limits) -> Ja
 
 
 async def _clone(resources: Resources, zygote: Zygote, limits: Limits, held: AsyncExitStack) -> JailedKernel:
-    """The clone joins its control group itself: to move another process may take the host's kernel some 10 ms."""
+    """The clone joins its control group itself: to move another process may take the host's kernel some 10 ms.
+
+    If this fails the clone finds its control channel closed, and ends.
+    """
     cgroup = await resources.make_cgroup(limits, limits.processes, held)
     with ExitStack() as ours, ExitStack() as theirs:
         control, clones_end = control_pair(ours, theirs)
         pidfd = closing(ours, await zygote.clone(clones_end))
-        ours.callback(kill, pidfd)
         stdout, stdout_end = pipe(ours, theirs)
         stderr, stderr_end = pipe(ours, theirs)
         joins = cgroup.open_joins(theirs) if cgroup else []
@@ -179,8 +180,3 @@ async def _clone(resources: Resources, zygote: Zygote, limits: Limits, held: Asy
 def configuration_frame(limits: Limits) -> bytes:
     payload = json.dumps(session_configuration(limits)).encode()
     return struct.pack("!I", len(payload)) + payload
-
-
-def kill(pidfd: int) -> None:
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -79,23 +79,23 @@ class Zygote:
             raise await self._failed("it died")
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """One of the few clones that it makes at a time; first come, first served."""
+    async def turn(self) -> AsyncIterator[bool]:
+        """One of the few clones that it makes at a time; first come, first served. False: it makes no more."""
         self.load += 1
         try:
             async with self._turns:
-                yield
+                granted = self.open
+                if granted:
+                    self._count()
+                yield granted
         finally:
             self.load -= 1
             self._close_if_unused()
 
     async def clone(self, control: int) -> int:
-        """A clone's pidfd; `control` becomes its end of a control channel. Raises `KernelUnavailable`."""
-        if not self.open:
+        """In a turn: a clone's pidfd; `control` becomes its end of a control channel. Raises `KernelUnavailable`."""
+        if not self.alive:
             raise KernelUnavailable("the zygote is gone")
-        self.made += 1
-        if self.made >= WORN * self.capacity:
-            self.worn.set()
         try:
             socket.send_fds(self._control, [FORK], [control])
         except OSError as exc:
@@ -126,6 +126,12 @@ class Zygote:
         if self._closing is None:
             self._closing = self._loop.create_task(self._close())
         await asyncio.shield(self._closing)
+
+    def _count(self) -> None:
+        """A clone, before it is made: several are made at a time."""
+        self.made += 1
+        if self.made >= WORN * self.capacity:
+            self.worn.set()
 
     async def _close(self) -> None:
         if not self._gone.done():

@@ -42,13 +42,10 @@ class Zygotes:
         """Why the last attempt to start one failed."""
 
     async def open(self) -> None:
-        """Raises `KernelUnavailable`, `OSError` when not all of them start."""
-        started = await asyncio.gather(*(self._make() for _ in range(self._count)), return_exceptions=True)
-        self._serving = [zygote for zygote in started if not isinstance(zygote, BaseException)]
-        for problem in started:
-            if isinstance(problem, BaseException):
-                raise problem
-        self._keepers = [asyncio.create_task(self._keep(zygote)) for zygote in self._serving]
+        """Until the first one is warm; the others follow. Raises `KernelUnavailable`, `OSError` if it is not."""
+        self._serving = [await self._make()]
+        self._keepers = [asyncio.create_task(self._keep(self._serving[0]))]
+        self._keepers += [asyncio.create_task(self._add()) for _ in range(1, self._count)]
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Zygote]:
@@ -70,6 +67,8 @@ class Zygotes:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+        self._problem = "the supervisor is closing"
+        self._changed.set()
         await asyncio.gather(*(zygote.close() for zygote in (*self._serving, *self._retired)))
 
     @asynccontextmanager
@@ -77,8 +76,8 @@ class Zygotes:
         while True:
             zygote = await self._least_busy(load_below)
             try:
-                async with zygote.turn():
-                    if zygote.open:
+                async with zygote.turn() as granted:
+                    if granted:
                         yield zygote
                         return
             finally:
@@ -95,7 +94,13 @@ class Zygotes:
             self._changed.clear()
             await self._changed.wait()
 
-    # --- replacing them ---
+    # --- keeping up their number ---
+
+    async def _add(self) -> None:
+        zygote = await self._start_another()
+        self._serving.append(zygote)
+        self._changed.set()
+        await self._keep(zygote)
 
     async def _keep(self, zygote: Zygote) -> None:
         while True:
