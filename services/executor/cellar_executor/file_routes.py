@@ -4,6 +4,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from cellar_client.schemas import Files
 from cellar_executor.errors import Refusal
@@ -12,6 +13,16 @@ from cellar_executor.routes import REFUSALS, Caller, Id
 BYTES: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 DOWNLOAD = {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment", "Cache-Control": "no-store"}
 """Whatever a cell wrote, no browser is to show or run it."""
+
+
+
+class AnyText(PathConvertor):
+    """Starlette's own `path` ends at a line break, which a file's name may have."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", AnyText())
 
 files = APIRouter(prefix="/v1/sessions/{session_id}/files", responses=REFUSALS)
 
@@ -34,20 +45,20 @@ async def list_files(call: Caller, session_id: Id) -> Response:
     return Response(found.model_dump_json(), media_type="application/json")
 
 
-@files.get("/{path:path}", response_class=Response, responses={200: {"content": BYTES}})
+@files.get("/{path:text}", response_class=Response, responses={200: {"content": BYTES}})
 async def get_file(call: Caller, session_id: Id, path: FilePath) -> Response:
     data = await call.service.get_file(call.ref(session_id), path)
     return Response(data, headers=DOWNLOAD, media_type="application/octet-stream")
 
 
-@files.put("/{path:path}", status_code=204, openapi_extra={"requestBody": {"content": BYTES, "required": True}})
+@files.put("/{path:text}", status_code=204, openapi_extra={"requestBody": {"content": BYTES, "required": True}})
 async def put_file(call: Caller, session_id: Id, path: FilePath, request: Request) -> Response:
     call.refuse_if_draining()
     await call.service.put_file(call.ref(session_id), path, await request.body())
     return Response(status_code=204)
 
 
-@files.delete("/{path:path}", status_code=204)
+@files.delete("/{path:text}", status_code=204)
 async def delete_file(call: Caller, session_id: Id, path: FilePath) -> Response:
     call.refuse_if_draining()
     await call.service.delete_file(call.ref(session_id), path)

@@ -89,6 +89,12 @@ def test_a_path_is_decoded_once(session: Session) -> None:
     assert {file["path"] for file in session.get("files")["files"]} == {"%2e%2e", "..\\f"}
 
 
+def test_a_name_may_have_line_breaks_and_blanks(session: Session) -> None:
+    assert put(session, "a%20%0Ab%0A", b"1").status_code == 204
+    assert get(session, "a%20%0Ab%0A").content == b"1"
+    assert [file["path"] for file in session.get("files")["files"]] == ["a \nb\n"]
+
+
 def test_links_lead_nowhere(session: Session) -> None:
     session.run("import os; os.symlink('/etc/passwd', 'out'); os.symlink('real', 'in'); open('real', 'w').write('1')")
     for path in ("out", "in"):

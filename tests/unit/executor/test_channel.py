@@ -53,6 +53,14 @@ async def test_a_second_word_unasked_breaks_the_protocol(ends: Ends) -> None:
     assert ends.broken == 1
 
 
+async def test_a_flood_of_words_is_heard_once(ends: Ends) -> None:
+    ends.say(b"ready")
+    await ends.channel.first()
+    ends.kernel.send(bytes(4000))  # a thousand empty frames
+    await asyncio.sleep(0.01)
+    assert ends.broken == 1
+
+
 async def test_fds_go_with_a_request(ends: Ends) -> None:
     ends.say(b"ready")
     await ends.channel.first()

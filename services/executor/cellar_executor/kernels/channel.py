@@ -113,13 +113,11 @@ class KernelChannel:
             self._break()
             return
         try:
-            payloads = self._decoder.feed(data)
+            asked_for = all(map(self._answer, self._decoder.feed(data)))  # to the first that nobody asked for
         except FrameTooLong:
+            asked_for = False
+        if not asked_for:
             self._break()
-            return
-        for payload in payloads:
-            if not self._answer(payload):
-                self._break()
 
     def _read(self) -> bytes:
         if not self._asks_for_peer:

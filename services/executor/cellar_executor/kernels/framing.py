@@ -4,6 +4,7 @@ What comes out of a kernel is hostile: the length is capped before anything is k
 """
 
 import struct
+from collections.abc import Iterator
 
 _HEADER = struct.Struct("!I")
 
@@ -23,13 +24,14 @@ class FrameDecoder:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The payloads that `data` completes. Raises `FrameTooLong` for a frame of more than `max_bytes`."""
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The payloads that `data` completes, one by one. Raises `FrameTooLong` for a frame of more than `max_bytes`.
+
+        A caller that expects one payload stops at the second: there may be as many as `data` has room for headers.
+        """
         self._buffer += data
-        payloads = []
         while (payload := self._next()) is not None:
-            payloads.append(payload)
-        return payloads
+            yield payload
 
     def _next(self) -> bytes | None:
         if len(self._buffer) < _HEADER.size:
