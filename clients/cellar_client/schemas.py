@@ -234,7 +234,8 @@ class Run(Reply):
     recovered: bool = False
     """The session's state was rebuilt by replay before this run."""
     rolled_back: bool = False
-    """The run was `atomic` and failed: the session is as it was before."""
+    """The run was `atomic` and failed: nothing of it stays, and the session is as it was before. Only where its earlier
+    cells end otherwise when they are played again, it is lost, and says so from then on."""
 
 
 class RunAccepted(Reply):

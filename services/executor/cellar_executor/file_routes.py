@@ -15,7 +15,6 @@ DOWNLOAD = {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachm
 """Whatever a cell wrote, no browser is to show or run it."""
 
 
-
 class AnyText(PathConvertor):
     """Starlette's own `path` ends at a line break, which a file's name may have."""
 

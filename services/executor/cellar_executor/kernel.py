@@ -92,8 +92,8 @@ class Kernel(Protocol):
     async def put_file(self, path: str, data: bytes) -> None:
         """Write a file into the work directory, from inside the jail.
 
-        Raises `KernelFileError`, and as all that follow here `KernelUnavailable` when the kernel dies over it. Files are
-        not for the time while a cell runs: like cells, they take the session's turn.
+        Raises `KernelFileError`, and as all that follow here `KernelUnavailable` when the kernel dies over it. Files
+        are not for the time while a cell runs: like cells, they take the session's turn.
         """
         ...
 

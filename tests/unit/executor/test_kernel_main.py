@@ -39,10 +39,11 @@ def test_a_seed_repeats_and_none_does_not() -> None:
 
 @pytest.mark.usefixtures("untouched")
 def test_only_the_last_seed_waits_for_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_main, "SEEDED_MODULES", ("random", "not.loaded"))
+    seeds = kernel_main.beside("kernel_seed")
+    monkeypatch.setattr(seeds, "SEEDED_MODULES", ("random", "not.loaded"))
     for seed, waiting in ((1, 1), (2, 1), (None, 0)):
         kernel_main.reseed(seed)
-        assert sum(isinstance(finder, kernel_main.SeedOnImport) for finder in sys.meta_path) == waiting
+        assert sum(isinstance(finder, seeds.SeedOnImport) for finder in sys.meta_path) == waiting
 
 
 def test_a_request_comes_whole_with_its_fds_and_leaves_the_next_one_alone() -> None:

@@ -25,7 +25,6 @@ from types import ModuleType
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-    from importlib.machinery import ModuleSpec
     from threading import Thread
     from types import CodeType, FrameType
     from typing import Any, NoReturn, TextIO, TypeVar
@@ -50,7 +49,6 @@ STARTERS = (
     ("subprocess", "_fork_exec"),
 )
 """All ways in which the standard library starts a process."""
-SEEDED_MODULES = ("random", "numpy.random", "sympy.core.random")
 
 
 def main() -> None:
@@ -103,7 +101,7 @@ class Kernel:
                     return {**reply, "problem": exc.strerror}
             case "retire":
                 self._retire()
-        return {"nonce": request["nonce"], **load_files().handle(self._session.workdir, request)}
+        return {"nonce": request["nonce"], **beside("kernel_files").handle(self._session.workdir, request)}
 
     def _leaves_processes(self) -> bool:
         """Whether other processes may be left that hold the output pipes. Only pid 1 gets all orphans and can tell."""
@@ -405,16 +403,14 @@ def prepare_process(workdir: str) -> None:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
-def load_files() -> ModuleType:
-    """The files' part of the kernel, at its first use: it lies beside this one, where cells do not look."""
-    folder = os.path.dirname(__file__)
+def beside(name: str) -> ModuleType:
+    """A part of the kernel that not every session needs, at its first use: it lies where cells do not look."""
+    folder = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, folder)
     try:
-        import kernel_files  # type: ignore[import-not-found]  # not a package in there
+        return __import__(name)
     finally:
         sys.path.remove(folder)
-    module: ModuleType = kernel_files
-    return module
 
 
 def prepare_namespace() -> dict[str, Any]:
@@ -427,51 +423,9 @@ def prepare_namespace() -> dict[str, Any]:
 
 def reseed(seed: int | None) -> None:
     """Seed the global generators, those of libraries that are not loaded yet included; None: from the system."""
-    import random
-
-    random.seed(seed)
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, SeedOnImport)]
-    for name in SEEDED_MODULES:
-        if name in sys.modules:
-            sys.modules[name].seed(seed)
-    if seed is not None:
-        sys.meta_path.insert(0, SeedOnImport(seed, [name for name in SEEDED_MODULES if name not in sys.modules]))
-
-
-class SeedOnImport:
-    """A finder that seeds a library's generator when it is imported: sessions that never import it pay nothing."""
-
-    def __init__(self, seed: int, modules: Iterable[str]) -> None:
-        self._seed = seed
-        self._waiting = set(modules)
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name not in self._waiting:
-            return None
-        from importlib.util import find_spec
-
-        self._waiting.remove(name)
-        spec = find_spec(name)
-        if spec is not None:
-            spec.loader = SeedingLoader(spec.loader, self._seed)  # type: ignore[assignment]  # duck-typed, see imports
-        return spec
-
-
-class SeedingLoader:
-    def __init__(self, loader: Any, seed: int) -> None:
-        self._loader = loader
-        self._seed = seed
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self._loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        module.seed(self._seed)
+    beside("kernel_seed").reseed(seed)
 
 
 if __name__ == "__main__":
+    __name__ = "kernel_main"  # only warnings of `__main__` are shown, and this is not the cells' one
     main()

@@ -20,7 +20,7 @@ from array import array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType, ModuleType
+    from types import ModuleType
     from typing import Any, NoReturn
 
 if TYPE_CHECKING or __package__:
@@ -53,7 +53,8 @@ def main() -> NoReturn:
     os.environ.update(options["environment"])
     jail = Jail(options)
     warmup.warm((*KERNEL_IMPORTS, *options["preimports"]))
-    kernel_main.load_files()
+    for part in ("kernel_files", "kernel_seed"):
+        kernel_main.beside(part)
     zygote = Zygote(options["uids"])
     settle()
     control, number = zygote.serve()
@@ -88,7 +89,7 @@ class Zygote:
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
         self._request = bytearray(1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, reap)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a dead clone is no zombie: its end is its pidfd's
 
     def serve(self) -> tuple[int, int]:
         """Returns in each clone, with its control socket and its number; in the zygote it ends with the supervisor."""
@@ -138,16 +139,12 @@ class Zygote:
             raise Refused("it has a descriptor that is not its own")
 
     def _clone(self) -> int | None:
-        """The clone's pidfd, opened before it can be reaped and its number be another's; None in the clone."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        try:
-            pid = self._fork()
-            if pid == 0:
-                return None
-            self._cloned += 1
-            return os.pidfd_open(pid)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        """The clone's pidfd; None in the clone, which waits for its configuration and so lives."""
+        pid = self._fork()
+        if pid == 0:
+            return None
+        self._cloned += 1
+        return os.pidfd_open(pid)
 
     def _fork(self) -> int:
         """The child is process 1 of a new pid namespace."""
@@ -159,14 +156,6 @@ class Zygote:
         finally:
             if pid != 0:
                 confine.enter_pid_namespace(self._pid_namespace)
-
-
-def reap(signum: int, frame: FrameType | None) -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return
 
 
 def is_open(fd: int) -> bool:
