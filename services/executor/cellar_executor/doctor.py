@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from cellar_client.schemas import Isolation, Tier
 from cellar_executor.kernel import IsolationUnavailable, RuntimeConfig, SupervisorConfig
+from cellar_executor.kernels import descriptors
 from cellar_executor.kernels.cgroups import open_cgroups
 from cellar_executor.kernels.host import SYSCTL, Namespaces, opening_command, probe_namespaces
 from cellar_executor.kernels.runtime import inspect_runtime
@@ -25,9 +26,6 @@ from cellar_executor.kernels.uids import HOST_UID_BASE
 
 State = Literal["ok", "degraded", "missing"]
 
-SESSION_FDS = 12
-"""Of the server, for each live session."""
-SERVER_FDS = 512
 UIDS = 65_536
 """Of the host, from `HOST_UID_BASE` on: more than sessions and zygotes use."""
 SPARE_NAMESPACES = 100
@@ -239,13 +237,12 @@ def check_uids(user: int | None = None, uid_map: Path = Path("/proc/self/uid_map
 
 def check_open_files(max_sessions: int, hard: int | None = None) -> Finding:
     name = "open files"
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if hard is None else hard
-    needed = SERVER_FDS + SESSION_FDS * max_sessions
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1] if hard is None else hard
+    needed = descriptors.needed_for(max_sessions)
     if limit == resource.RLIM_INFINITY or limit >= needed:
         return Finding(name, "ok", f"{limit} allowed, {needed} are enough for {max_sessions} sessions")
-    room = max(0, (limit - SERVER_FDS) // SESSION_FDS)
     return Finding(
-        name, "degraded", f"{limit} allowed: about {room} sessions instead of {max_sessions}", f"ulimit -n {needed}"
+        name, "missing", f"{limit} allowed, and {max_sessions} sessions may take {needed}", f"ulimit -n {needed}"
     )
 
 

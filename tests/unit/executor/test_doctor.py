@@ -134,7 +134,7 @@ def test_root_needs_the_uids_of_its_sessions(tmp_path: Path, user: int, uid_map:
 
 
 def test_open_files_bound_the_sessions() -> None:
-    assert doctor.check_open_files(1000, 1024).mend == "ulimit -n 12512"
+    assert doctor.check_open_files(1000, 1024).mend == "ulimit -n 9024"
     assert doctor.check_open_files(1000, 65536).state == "ok"
 
 

@@ -144,7 +144,11 @@ class JailedKernel:
         await session_files.put_file(self._ask, path, data)
 
     async def get_file(self, path: str, *, max_bytes: int) -> bytes:
-        return await session_files.get_file(self._ask, path, max_bytes)
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):  # of all its requests together
+                return await session_files.get_file(self._ask, path, max_bytes)
+        except TimeoutError as exc:
+            raise KernelUnavailable("the session's kernel does not answer") from exc
 
     async def list_files(self, *, max_files: int) -> tuple[list[FileInfo], bool]:
         return await session_files.list_files(self._ask, max_files)
