@@ -275,6 +275,27 @@ async def test_a_listing_is_bounded_whatever_the_tree(kernel: JailedKernel, code
     assert kernel.alive
 
 
+TRICKLE = """
+import gc, time
+kernel = next(thing for thing in gc.get_objects() if type(thing).__name__ == 'Kernel')
+
+def answer(request, fds):
+    time.sleep(0.2)
+    return {'nonce': request['nonce'], 'problem': None, 'size': 2**62, 'data': 'eHg='}
+
+kernel._answer = answer
+"""
+
+
+async def test_a_file_that_comes_in_drops_is_given_up(kernel: JailedKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jailed_kernel, "REQUEST_TIMEOUT_S", 0.7)
+    monkeypatch.setattr("cellar_executor.kernels.session_files.FILE_CHUNK_BYTES", 2)
+    await run(kernel, TRICKLE)
+    with pytest.raises(KernelUnavailable, match="does not answer"):
+        await asyncio.wait_for(kernel.get_file("f", max_bytes=1 << 20), 10)
+    assert not kernel.alive
+
+
 async def test_files_of_a_dead_session_are_unavailable(kernel: JailedKernel) -> None:
     await run(kernel, "import os; os._exit(0)")
     with pytest.raises(KernelUnavailable):

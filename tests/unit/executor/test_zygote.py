@@ -112,6 +112,16 @@ async def test_its_death_ends_the_wait_of_all(other: OtherEnd) -> None:
     assert not other.zygote.open
 
 
+async def test_its_death_is_noticed_without_a_mishap_however_it_shows_first(other: OtherEnd) -> None:
+    mishaps: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: mishaps.append(context))
+    other.socket.close()
+    other.end()
+    other.zygote._on_answer()
+    await other.zygote.close()
+    assert (mishaps, other.released) == ([], 1)
+
+
 async def test_one_that_does_not_answer_is_killed(other: OtherEnd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zygote_module, "CLONE_TIMEOUT_S", 0.01)
     with pytest.raises(KernelUnavailable, match="does not answer"):

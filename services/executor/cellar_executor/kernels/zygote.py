@@ -6,7 +6,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from cellar_executor.kernel import KernelUnavailable
 from cellar_executor.kernels.jailed_kernel import JailedKernel
@@ -155,7 +155,8 @@ class Zygote:
 
     def _kill(self) -> None:
         if not self._gone.done():
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _on_answer(self) -> None:
         try:
