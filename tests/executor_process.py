@@ -60,6 +60,7 @@ class ExecutorProcess:
                 stdout=log,
                 stderr=log,
                 env=self._env,
+                start_new_session=True,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._address_file.exists():

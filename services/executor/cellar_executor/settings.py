@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cellar_client.schemas import Limits, LimitsRequest, Tier
+from cellar_client.schemas import Identifier, Limits, LimitsRequest, Tier
 from cellar_executor.kernel import DEFAULT_PREIMPORTS, RuntimeConfig
 
 ENV_PREFIX = "CELLAR_EXECUTOR_"
@@ -40,7 +40,7 @@ class Settings(BaseModel):
     replay_timeout_s: Positive
     drain_timeout_s: Positive
     idempotency_ttl_s: Annotated[int, Field(ge=60)]
-    runtimes: Mapping[str, RuntimeConfig]
+    runtimes: Mapping[Identifier, RuntimeConfig]
     nsjail: Path | None
     isolation: Tier
     zygotes: Annotated[int, Field(ge=1)]

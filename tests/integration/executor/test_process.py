@@ -3,8 +3,10 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,10 @@ def test_documentation_is_served(http: httpx.Client) -> None:
     assert http.get("/docs").status_code == 200
 
 
-def test_sigterm_lets_running_cells_end_refuses_new_work_and_leaves_no_process(start_executor: StartExecutor) -> None:
+@pytest.mark.parametrize("stop", [os.kill, os.killpg], ids=["the server", "its process group"])
+def test_sigterm_lets_running_cells_end_refuses_new_work_and_leaves_no_process(
+    start_executor: StartExecutor, stop: Callable[[int, int], None]
+) -> None:
     executor = start_executor()
     with connect(executor) as http, connect(executor) as other:
         session = Session(http)
@@ -121,7 +126,7 @@ def test_sigterm_lets_running_cells_end_refuses_new_work_and_leaves_no_process(s
         thread.start()
         session.wait_until_running()
         below = descendants(executor.process.pid)
-        executor.process.send_signal(signal.SIGTERM)
+        stop(executor.process.pid, signal.SIGTERM)
         wait_until(lambda: other.post("/v1/sessions").status_code != 201)
         reply = other.post("/v1/sessions")
         assert (reply.status_code, reply.json()["code"]) == (503, "shutting_down")
@@ -256,3 +261,7 @@ def test_a_redis_that_may_evict_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["unix:///nonexistent", "redis://127.0.0.1:1"])
 def test_a_redis_that_does_not_answer_is_refused(tmp_path: Path, url: str) -> None:
     assert "Redis does not answer" in refused("--redis-url", url, "--data-dir", str(tmp_path))
+
+
+def test_a_runtime_that_no_request_could_name_is_refused(tmp_path: Path) -> None:
+    assert "bad/name" in refused("--runtime", f"bad/name={sys.executable}", "--data-dir", str(tmp_path))

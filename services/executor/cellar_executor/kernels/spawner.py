@@ -27,6 +27,8 @@ MAX_DATAGRAM = 64 << 10
 PASSED_FDS = 5
 """stdout, stderr, control, configuration, log: 1 to 5 in the child; 0 is /dev/null."""
 PR_SET_PDEATHSIG = 1
+DECIDED_BY_THE_SERVER = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C and whoever stops a process group send these to all of it, but what runs may end first."""
 OOM_SCORE = 500
 """When the whole host runs out of memory, cells go before the server."""
 
@@ -64,7 +66,8 @@ def main() -> None:
 
 
 def serve(server: socket.socket) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to the server, which decides
+    for number in DECIDED_BY_THE_SERVER:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, reap)
     while True:
         message, fds, _, _ = socket.recv_fds(server, MAX_DATAGRAM, PASSED_FDS)
@@ -118,8 +121,8 @@ def become(request: SpawnRequest, fds: list[int], parent: int) -> None:
         arrange_fds(fds)
         os.setsid()
         os.chdir(request.workdir)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (*DECIDED_BY_THE_SERVER, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         os.execve(request.argv[0], request.argv, request.environment)
     except BaseException as exc:
