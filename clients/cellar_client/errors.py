@@ -12,6 +12,7 @@ CellarError
     │   ├── IdempotencyMismatch
     │   ├── BodyTooLarge
     │   ├── FileTooLarge
+    │   ├── ReplyTooLarge
     │   ├── InvalidPath           of a file in a session's work directory
     │   ├── IsolationUnavailable
     │   └── NotSupported
@@ -99,6 +100,10 @@ class BodyTooLarge(BadRequest):
 
 class FileTooLarge(BadRequest):
     pass
+
+
+class ReplyTooLarge(BadRequest):
+    """An operation of a batch that was not begun; it can be sent again."""
 
 
 class InvalidPath(BadRequest):
@@ -209,6 +214,7 @@ BY_CODE: Mapping[str, type[ServerError]] = {
     "session_lost": SessionLost,
     "body_too_large": BodyTooLarge,
     "file_too_large": FileTooLarge,
+    "reply_too_large": ReplyTooLarge,
     "invalid_request": BadRequest,
     "limit_too_high": LimitTooHigh,
     "unknown_runtime": UnknownRuntime,

@@ -36,6 +36,7 @@ ErrorCode = Literal[
     "not_repeatable",  # 409, an isolated fork or an atomic run of a session whose cells could not be run again
     "body_too_large",  # 413
     "file_too_large",  # 413, more than can be sent in one piece
+    "reply_too_large",  # 413, an operation that was not begun, since the answers before it in its batch are so long
     "invalid_request",  # 422
     "limit_too_high",  # 422, a request may only lower the server's limits
     "unknown_runtime",  # 422

@@ -31,6 +31,8 @@ from cellar_executor.service import Service
 
 AT_ONCE = 64
 """Operations of one batch; each that waits for a cell counts."""
+MAX_REPLY_BYTES = 32 << 20
+"""When the answers have so many, no more operations are begun: what is not begun can be sent again."""
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class _Batch:
         self._tenant = tenant
         self._key = key
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._reply_bytes = 0
 
     async def results(self, parts: Sequence[BatchOperation]) -> list[BatchResult]:
         lanes: dict[str | int, list[int]] = {}
@@ -69,12 +72,15 @@ class _Batch:
         operation = replace(self._operation(part), keep_answer=True)
         try:
             async with self._room:
+                if self._reply_bytes > MAX_REPLY_BYTES:
+                    raise Refusal("reply_too_large", "the operation was not begun; send it again in another batch")
                 answer = await self._service.idempotency.answer(operation, self._key_of(position, part))
         except Refusal as refusal:
             return _refused(refusal)
         except Exception:
             log.exception("an operation of a batch failed")
             return _refused(Refusal("internal_error"))
+        self._reply_bytes += len(answer.body)
         return BatchResult(status=answer.status, body=from_json(answer.body) if answer.body else None)
 
     def _operation(self, part: BatchOperation) -> Operation:

@@ -26,6 +26,7 @@ STATUS: Mapping[ErrorCode, tuple[int, str]] = {
     "request_in_progress": (409, "The first such request is still being answered"),
     "session_lost": (410, "The session's kernel died and its state is gone"),
     "body_too_large": (413, "The body is too large"),
+    "reply_too_large": (413, "The answers of the batch are too long for another one"),
     "file_too_large": (413, "The file is too large"),
     "invalid_request": (422, "The request is not valid"),
     "limit_too_high": (422, "A request may only lower the limits"),

@@ -24,13 +24,9 @@ async def execute(
     if ids.resumed:
         # The first attempt may have run its cell before its server died: it is not run again.
         return _run(ids, Cell(cell_id=ids.cell(0), index=0, code=request.code, status="lost"))
-    with sessions.reserve():
-        kernel = await sessions.start_kernel(limits, request.runtime, request.seed, isolation)
-        try:
-            await _put_files(kernel, files)
-            outcome = await kernel.run_cell(request.code, timeout_s=timeout_s, stdin=request.stdin)
-        finally:
-            await kernel.close()
+    async with sessions.lone_kernel(limits, request.runtime, request.seed, isolation) as kernel:
+        await _put_files(kernel, files)
+        outcome = await kernel.run_cell(request.code, timeout_s=timeout_s, stdin=request.stdin)
     return _run(ids, finished(ids.cell(0), 0, request.code, outcome))
 
 

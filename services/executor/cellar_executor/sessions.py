@@ -75,6 +75,7 @@ class LiveSessions:
         self._supervisor = supervisor
         self._max_kernels = max_kernels
         self._live: dict[Ref, LiveSession] = {}
+        self._lone: set[Kernel] = set()
         self._reserved = 0
 
     @property
@@ -132,6 +133,20 @@ class LiveSessions:
         except KernelUnavailable as error:
             raise Refusal("kernel_unavailable", str(error)) from error
 
+    @contextlib.asynccontextmanager
+    async def lone_kernel(
+        self, limits: Limits, runtime: str, seed: int | None, isolation: AnyTier
+    ) -> AsyncIterator[Kernel]:
+        """A kernel of no session, closed at the end. Raises as `reserve` and `start_kernel` do."""
+        with self.reserve():
+            kernel = await self.start_kernel(limits, runtime, seed, isolation)
+            self._lone.add(kernel)
+            try:
+                yield kernel
+            finally:
+                self._lone.discard(kernel)
+                await kernel.close()
+
     async def fresh_kernel(self, config: SessionConfig) -> Kernel:
         return await self.start_kernel(config.limits, config.runtime, config.seed, config.isolation)
 
@@ -147,7 +162,7 @@ class LiveSessions:
             await live.kernel.close()
 
     async def close_all(self) -> None:
-        await asyncio.gather(*(self.close(ref) for ref in list(self._live)))
+        await asyncio.gather(*(self.close(ref) for ref in list(self._live)), *(k.close() for k in self._lone))
 
 
 def wire(record: SessionRecord, live: LiveSession | None) -> Session:

@@ -55,6 +55,17 @@ async def test_each_result_is_that_of_its_own_route(http: httpx.AsyncClient) -> 
     assert refused == (own.status_code, own.json())
 
 
+async def test_what_would_make_the_answer_too_long_is_not_begun(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MAX_REPLY_BYTES", 2000)
+    await post(http, create("a"))
+    results = await post(http, run("a", "print('x' * 3000)"), run("a", "y = 1"))
+    assert [status for status, _ in results] == [200, 413]
+    assert results[1][1]["code"] == "reply_too_large"
+    assert [body["stdout"] for _, body in await post(http, run("a", "print('y' in globals())"))] == ["False\n"]
+
+
 async def test_an_operation_that_fails_the_server_fails_alone(
     http: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

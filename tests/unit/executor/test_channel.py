@@ -61,6 +61,28 @@ async def test_a_flood_of_words_is_heard_once(ends: Ends) -> None:
     assert ends.broken == 1
 
 
+async def test_a_request_that_is_never_read_ends_with_the_channel(ends: Ends) -> None:
+    ends.say(b"ready")
+    await ends.channel.first()
+    asked = asyncio.create_task(ends.channel.ask(bytes(10_000_000)))
+    await asyncio.sleep(0.05)
+    assert not asked.done()
+    ends.channel.close()  # while the other end stays open
+    assert await asyncio.wait_for(asked, 1) is None
+    assert ends.broken == 0
+
+
+async def test_a_kernel_that_dies_over_a_request_answers_none(ends: Ends) -> None:
+    ends.say(b"ready")
+    await ends.channel.first()
+    asked = asyncio.create_task(ends.channel.ask(bytes(10_000_000)))
+    await asyncio.sleep(0.05)
+    ends.kernel.close()
+    ends.channel.close()
+    assert await asyncio.wait_for(asked, 1) is None
+    assert await ends.channel.ask(b"") is None
+
+
 async def test_fds_go_with_a_request(ends: Ends) -> None:
     ends.say(b"ready")
     await ends.channel.first()

@@ -9,9 +9,10 @@ import pytest
 from cellar_client.schemas import CreateSession, ExecuteRequest, ForkRequest, QueueCells, RunRequest, Tier
 from cellar_executor.errors import Refusal
 from cellar_executor.ids import Ids, Ref
+from cellar_executor.kernel import CellOutcome
 from cellar_executor.service import Service
 from cellar_executor.store import Store
-from tests.unit.executor.fakes import InProcessSupervisor
+from tests.unit.executor.fakes import InProcessKernel, InProcessSupervisor
 
 REF = Ref("tenant", "s")
 
@@ -269,3 +270,21 @@ async def test_a_retry_is_answered_after_its_session_was_lost(service: Service) 
     for other in (RunRequest(code="other", cell_id="c"), RunRequest(code="die()"), RunRequest()):
         with pytest.raises(Refusal, match="session_lost"):
             await service.run(REF, other, Ids.fresh())
+
+
+async def test_an_execution_that_outlasts_the_server_is_answered_killed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def run_until_closed(kernel: InProcessKernel, code: str, **_: Any) -> CellOutcome:
+        begun.set()
+        while kernel.alive:
+            await asyncio.sleep(0.01)
+        return CellOutcome("killed", "", "", None, None, 0.0, truncated=False)
+
+    monkeypatch.setattr(InProcessKernel, "run_cell", run_until_closed)
+    running = asyncio.create_task(service.execute(ExecuteRequest(code="1"), Ids.fresh()))
+    await begun.wait()
+    await service.close()
+    assert (await asyncio.wait_for(running, 5)).status == "killed"

@@ -45,10 +45,7 @@ class KernelChannel:
         if reply.done():
             return None
         try:
-            await self._send(frame(request), fds)
-        except OSError:
-            self._break()  # it is dying, or it answered what it did not read
-        try:
+            await self._send(frame(request), fds, reply)
             return await reply
         except asyncio.CancelledError:
             self._break()  # nobody knows how far it came, and its late reply would answer the next request
@@ -88,6 +85,7 @@ class KernelChannel:
         if self._socket.fileno() < 0:
             return
         self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
         self._socket.close()
         self._drop_pidfd()
         self._answer(None)
@@ -98,11 +96,24 @@ class KernelChannel:
             self._reply.set_result(None)
         return self._reply
 
-    async def _send(self, data: bytes, fds: Sequence[int]) -> None:
-        """Raises `OSError`. The first bytes find room: every earlier request was read before it was answered."""
-        sent = socket.send_fds(self._socket, [data], fds) if fds else self._socket.send(data)
-        if sent < len(data):
-            await self._loop.sock_sendall(self._socket, memoryview(data)[sent:])
+    async def _send(self, data: bytes, fds: Sequence[int], reply: asyncio.Future[bytes | None]) -> None:
+        """The first bytes find room: every earlier request was read before it was answered."""
+        try:
+            sent = socket.send_fds(self._socket, [data], fds) if fds else self._socket.send(data)
+            if sent < len(data):
+                await self._send_on(memoryview(data)[sent:], reply)
+        except OSError:
+            self._break()  # it is dying, or it answered what it did not read
+
+    async def _send_on(self, data: memoryview, reply: asyncio.Future[bytes | None]) -> None:
+        """Until all is sent, or the channel is closed: another process of the jail may hold its end, and never read."""
+        sending = self._loop.create_task(self._loop.sock_sendall(self._socket, data))
+        try:
+            await asyncio.wait((sending, reply), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()
 
     def _on_readable(self) -> None:
         try:
@@ -150,8 +161,9 @@ class KernelChannel:
         return True
 
     def _break(self) -> None:
-        self._loop.remove_reader(self._socket)
-        self._on_broken()
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._on_broken()
 
 
 def close_all(fds: Iterable[int]) -> None:
