@@ -275,15 +275,18 @@ async def test_a_retry_is_answered_after_its_session_was_lost(service: Service) 
 async def test_an_execution_that_outlasts_the_server_is_answered_killed(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = asyncio.Event()
+    begun, closed = asyncio.Event(), asyncio.Event()
+
+    async def close(kernel: InProcessKernel) -> None:
+        closed.set()
 
     async def run_until_closed(kernel: InProcessKernel, code: str, **_: Any) -> CellOutcome:
         begun.set()
-        while kernel.alive:
-            await asyncio.sleep(0.01)
+        await closed.wait()
         return CellOutcome("killed", "", "", None, None, 0.0, truncated=False)
 
     monkeypatch.setattr(InProcessKernel, "run_cell", run_until_closed)
+    monkeypatch.setattr(InProcessKernel, "close", close)
     running = asyncio.create_task(service.execute(ExecuteRequest(code="1"), Ids.fresh()))
     await begun.wait()
     await service.close()

@@ -40,6 +40,7 @@ PIDFD_SIGNAL_PROCESS_GROUP = 4
 """Of Linux 6.9."""
 
 R = TypeVar("R", bound=Reply)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,9 @@ class JailedKernel:
 
     async def seed(self, seed: int | None) -> None:
         """Seed its generators; None: from the system. Raises `KernelUnavailable`."""
-        await self._ask(Done, "seed", seed=seed)
+        reply = await self._ask(Done, "seed", seed=seed)
+        if reply.problem is not None:
+            raise KernelUnavailable(f"the session could not be seeded: {reply.problem}")
 
     async def run_cell(self, code: str, *, timeout_s: float, stdin: str = "") -> CellOutcome:
         if self._gone.done():
@@ -141,14 +144,10 @@ class JailedKernel:
         return self._outcome(await self._believe(CellReply, answer, nonce), duration_s)
 
     async def put_file(self, path: str, data: bytes) -> None:
-        await session_files.put_file(self._ask, path, data)
+        await in_time(session_files.put_file(self._ask, path, data))
 
     async def get_file(self, path: str, *, max_bytes: int) -> bytes:
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):  # of all its requests together
-                return await session_files.get_file(self._ask, path, max_bytes)
-        except TimeoutError as exc:
-            raise KernelUnavailable("the session's kernel does not answer") from exc
+        return await in_time(session_files.get_file(self._ask, path, max_bytes))
 
     async def list_files(self, *, max_files: int) -> tuple[list[FileInfo], bool]:
         return await session_files.list_files(self._ask, max_files)
@@ -348,6 +347,15 @@ class JailedKernel:
         self._stdout.close()
         self._stderr.close()
         self._gone.set_result(None)
+
+
+async def in_time(requests: Awaitable[T]) -> T:
+    """All requests of one operation within the time of one: the kernel dies of the one that is cut off."""
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            return await requests
+    except TimeoutError as exc:
+        raise KernelUnavailable("the session's kernel does not answer") from exc
 
 
 def check_ready(first: bytes | None) -> None:

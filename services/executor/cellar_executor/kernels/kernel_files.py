@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     Frame = dict[str, Any]
 
+DRAFT = ".cellar-draft-"
+"""And the number of the process that writes it: a file that is not whole yet, in the work directory itself. What a live
+copy left when it was killed is told by that number."""
 MAX_DEPTH = 64
 """Of folders: deeper ones are neither made nor listed."""
 MAX_LISTING_BYTES = 512 << 10
@@ -27,6 +30,7 @@ MAX_VISITED = 100_000
 """Entries of all kinds that one listing looks at."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not block the kernel
+WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Refused(Exception):
@@ -39,6 +43,7 @@ class Refused(Exception):
 
 
 def handle(workdir: str, request: Frame) -> Frame:
+    """Raises `MemoryError`."""
     try:
         return {"problem": None, **operate(workdir, request)}
     except Refused as refused:
@@ -56,7 +61,8 @@ def operate(workdir: str, request: Frame) -> Frame:
     if op == "get":
         return get_file(workdir, request["path"], request["offset"], request["length"], request["max_bytes"])
     if op == "put":
-        return put_file(workdir, request["path"], binascii.a2b_base64(request["data"]))
+        with Draft(workdir) as draft:
+            return put_piece(draft, request)
     return delete_file(workdir, request["path"])
 
 
@@ -66,23 +72,76 @@ def explain(exc: OSError) -> str:
     return os.strerror(exc.errno or 0)
 
 
-def put_file(workdir: str, path: str, data: bytes) -> Frame:
-    """Write a new file and put it in the old one's place: what cannot be written leaves the old one as it was."""
-    folder, name = open_folder(workdir, path, make=True)
+def put_piece(draft: Draft, request: Frame) -> Frame:
+    """Write a piece of a new file; the last one puts it in the old one's place. What cannot be written leaves the old
+    one as it was."""
+    folder, name = open_folder(draft.workdir, request["path"], make=True)
     try:
+        if name.startswith(DRAFT):
+            raise Refused("invalid_path", f"names that start with {DRAFT} are taken")
         if exists(folder, name):
             require_regular(os.stat(name, dir_fd=folder, follow_symlinks=False))
-        draft = f".{os.urandom(8).hex()}.draft"
-        try:
-            write_file(folder, draft, data)
-            os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
-            if exists(folder, draft):
-                os.unlink(draft, dir_fd=folder)
-            raise
+        draft.write(binascii.a2b_base64(request["data"]), request["offset"])
+        if request["last"]:
+            os.rename(draft.name, name, src_dir_fd=draft.root, dst_dir_fd=folder)
     finally:
         os.close(folder)
     return {}
+
+
+class Draft:
+    """The file that this process writes, piece by piece; it is gone when a piece fails."""
+
+    def __init__(self, workdir: str) -> None:
+        self.workdir = workdir
+        self.name = f"{DRAFT}{os.getpid()}"
+
+    def __enter__(self) -> Draft:
+        self.root = os.open(self.workdir, FOLDER)
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failed is not None:
+                self._unlink(self.name)
+        finally:
+            os.close(self.root)
+
+    def write(self, data: bytes, offset: int) -> None:
+        if offset == 0:
+            self._sweep()
+        flags = os.O_CREAT | os.O_EXCL if offset == 0 else 0
+        fd = os.open(self.name, WRITE | flags, 0o644, dir_fd=self.root)
+        try:
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(fd, view, offset)
+                view, offset = view[written:], offset + written
+        finally:
+            os.close(fd)
+
+    def _sweep(self) -> None:
+        """Delete the drafts that nobody will end: an own one, and those of processes that are gone."""
+        for name in os.listdir(self.root):
+            number = name.removeprefix(DRAFT)
+            if number != name and number.isdecimal() and (name == self.name or not runs(int(number))):
+                self._unlink(name)
+
+    def _unlink(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self.root)
+        except FileNotFoundError:
+            return
+
+
+def runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def get_file(workdir: str, path: str, offset: int, length: int, max_bytes: int) -> Frame:
@@ -172,7 +231,7 @@ class Walk:
                 self._visited += 1
                 if self._visited > MAX_VISITED:
                     raise TooMany
-                if is_utf8(entry.name):
+                if is_utf8(entry.name) and not entry.name.startswith(DRAFT):
                     entries.append((entry.name, entry.is_dir(follow_symlinks=False)))
         entries.sort(key=lambda entry: entry[0] + "/" * entry[1])
         return entries
@@ -216,11 +275,3 @@ def exists(folder: int, name: str) -> bool:
 def require_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise Refused("invalid_path", "not a regular file")
-
-
-def write_file(folder: int, name: str, data: bytes) -> None:
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder)
-    with open(fd, "wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]

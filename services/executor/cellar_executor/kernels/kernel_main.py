@@ -1,7 +1,7 @@
 """The kernel: runs inside the jail, holds one session's namespace and runs its cells, one after another.
 
 Started as `python -P -s kernel_main.py OPTIONS` by nsjail with a control channel on fd 3: frames of a 4-byte length and
-JSON. Standard library only, because it runs with the Python of the cells and not with the server's. Nothing it says is
+JSON (see `protocol`). Standard library only, because it runs with the Python of the cells and not with the server's. Nothing it says is
 trusted outside: cells run in this very process and can forge every word of it.
 """
 
@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 READY = {"ready": True}
 CONTROL_FD = 3
 STDOUT, STDERR = 1, 2
-MAX_REQUEST_BYTES = 64 << 20
+HEAD = struct.Struct("!I16s8s")
+"""Of a request: the length of all that follows it, nonce, operation. After it: the arguments."""
+MAX_REQUEST_BYTES = 12_001_000
+"""Of the longest cell: a million characters of code and of stdin each, of at most six bytes (an escape) in JSON."""
+MEMORY_FULL = "the session's memory is full"
 MAX_FDS = 3
 """With one request."""
 MAX_TEXT_CHARS = 64 << 10
@@ -76,10 +80,14 @@ class Kernel:
         self._own_children = record_children()
 
     def serve(self) -> NoReturn:
-        self._channel.send(READY)
+        self._channel.send(encode(READY))
         while (received := self._channel.receive()) is not None:
             reap_strangers(self._own_children)
-            self._channel.send(self._answer(*received))
+            try:
+                reply = encode(self._answer(*received))
+            except MemoryError:
+                reply = encode(memory_full(received[0]))
+            self._channel.send(reply)
         os._exit(0)
 
     def _answer(self, request: Frame, fds: Sequence[int]) -> Frame:
@@ -111,10 +119,10 @@ class Kernel:
         """A live copy, with the generators as they are. None here; in the copy, what it has to say first."""
         control, *output = fds
         random = sys.modules.get("random")
-        generator = random.getstate() if random else None
         try:
+            generator = random.getstate() if random else None
             pid = self._fork_unrecorded()
-        except OSError:
+        except (OSError, MemoryError):
             close_all(fds)
             raise
         if pid:
@@ -141,6 +149,7 @@ class Channel:
     """Length-prefixed JSON frames over the inherited socket. After a fork only the kernel itself keeps it."""
 
     def __init__(self, fd: int) -> None:
+        self._scratch = bytearray(4096)  # for what cannot be kept
         self.adopt(fd)
         os.register_at_fork(after_in_child=self._leave)
 
@@ -153,33 +162,75 @@ class Channel:
     def _leave(self) -> None:
         self._socket.close()
 
-    def send(self, frame: Frame) -> None:
+    def send(self, frame: bytes) -> None:
         if os.getpid() != self._kernel_pid:
             os._exit(0)  # a fork made by the cell came out at the cell's end; it is not the kernel
-        payload = json.dumps(frame, ensure_ascii=False).encode()
-        self._socket.sendall(struct.pack("!I", len(payload)) + payload)
+        self._socket.sendall(frame)
 
     def receive(self) -> tuple[Frame, Sequence[int]] | None:
         """The next request and the fds that came with it; None when the supervisor is gone."""
-        start, ancillary, _, _ = self._socket.recvmsg(4, CMSG_SPACE(4 * MAX_FDS), MSG_CMSG_CLOEXEC)
-        header = self._complete(start, 4) if start else None
-        if header is None:
-            return None
+        start, ancillary, _, _ = self._socket.recvmsg(HEAD.size, CMSG_SPACE(4 * MAX_FDS), MSG_CMSG_CLOEXEC)
         fds = [fd for _, _, numbers in ancillary for fd in memoryview(numbers).cast("i")]
-        (size,) = struct.unpack("!I", header)
-        payload = self._complete(b"", size) if size <= MAX_REQUEST_BYTES else None
-        return None if payload is None else (json.loads(payload), fds)
+        head = bytearray(start.ljust(HEAD.size))
+        try:
+            self._fill(memoryview(head)[len(start) :])
+            size, nonce, op = HEAD.unpack(head)
+            names = {"nonce": nonce.rstrip(b"\0").decode(), "op": op.rstrip(b"\0").decode()}
+            return self._with_arguments(names, size + 4 - HEAD.size), fds
+        except EOFError:
+            return None
 
-    def _complete(self, start: bytes, size: int) -> bytes | None:
-        """`start` and what follows it, `size` bytes together; None when the supervisor is gone."""
-        chunks, missing = [start], size - len(start)
+    def _with_arguments(self, names: Frame, size: int) -> Frame:
+        if size > MAX_REQUEST_BYTES:
+            raise EOFError  # not our supervisor
+        try:
+            arguments = bytearray(size)
+        except MemoryError:
+            self._skip(size)
+            return Unread(names)
+        self._fill(memoryview(arguments))
+        try:
+            return {**json.loads(arguments), **names}
+        except MemoryError:
+            return Unread(names)
+
+    def _skip(self, size: int) -> None:
+        while size:
+            part = memoryview(self._scratch)[:size]
+            self._fill(part)
+            size -= len(part)
+
+    def _fill(self, missing: memoryview) -> None:
+        """Raises `EOFError` when the supervisor is gone."""
         while missing:
-            chunk = self._socket.recv(missing)
-            if not chunk:
-                return None
-            chunks.append(chunk)
-            missing -= len(chunk)
-        return b"".join(chunks)
+            received = self._socket.recv_into(missing)
+            if not received:
+                raise EOFError
+            missing = missing[received:]
+
+
+class Unread(dict[str, "Any"]):
+    """A request whose arguments did not fit into memory, which comes to light where one is needed."""
+
+    def __missing__(self, argument: str) -> NoReturn:
+        raise MemoryError
+
+
+def encode(frame: Frame) -> bytes:
+    payload = json.dumps(frame, ensure_ascii=False).encode()
+    return struct.pack("!I", len(payload)) + payload
+
+
+def memory_full(request: Frame) -> Frame:
+    """The reply to a request that the kernel lacked the memory to read or to answer."""
+    reply = {"nonce": request["nonce"]}
+    match request["op"]:
+        case "run":
+            error = {"type": "MemoryError", "message": MEMORY_FULL, "traceback": f"MemoryError: {MEMORY_FULL}\n"}
+            return {**reply, "status": "error", "result": None, "error": error, "leftovers": True}
+        case "seed" | "ping" | "fork":
+            return {**reply, "problem": MEMORY_FULL}
+    return {**reply, "problem": {"kind": "too_large", "message": MEMORY_FULL}}
 
 
 # --- cells --------------------------------------------------------------------------------------

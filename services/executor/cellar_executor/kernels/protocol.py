@@ -1,7 +1,12 @@
-"""What supervisor and kernel say to each other, as JSON in frames. Replies are hostile input: parsed strictly."""
+"""What supervisor and kernel say to each other, as JSON in frames. Replies are hostile input: parsed strictly.
+
+A request has nonce and operation before its JSON, in a fixed place: so a kernel can answer one that it lacks the memory
+to read.
+"""
 
 import base64
 import json
+import struct
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError
@@ -11,9 +16,10 @@ from cellar_executor.kernel import FileProblem
 
 MAX_REPLY_BYTES = 1 << 20
 """Three texts of 64 Ki characters of at most four bytes (kernel_main.MAX_TEXT_CHARS), and escapes."""
-MAX_REQUEST_BYTES = 64 << 20
-FILE_CHUNK_BYTES = 512 << 10
-"""Bytes of a file in one reply: with a third more for base64 they stay below `MAX_REPLY_BYTES`."""
+FILE_CHUNK_BYTES = 128 << 10
+"""Bytes of a file in one request or reply; a third more in base64. A kernel holds a few copies of them at a time."""
+_REQUEST_HEAD = struct.Struct("!16s8s")
+"""Nonce and operation, filled up with zeros."""
 
 Explanation = Annotated[str, Field(max_length=4096)]
 M = TypeVar("M", bound=BaseModel)
@@ -100,7 +106,8 @@ def parse(kind: type[M], answer: bytes | None) -> M:
 
 
 def request(op: str, nonce: str, **arguments: Any) -> bytes:
-    return json.dumps({"op": op, "nonce": nonce, **arguments}).encode()
+    head = _REQUEST_HEAD.pack(nonce.encode(), op.encode())
+    return head + json.dumps(arguments, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def encode_data(data: bytes) -> str:

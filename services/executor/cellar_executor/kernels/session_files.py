@@ -6,7 +6,6 @@ from cellar_client.schemas import FileInfo
 from cellar_executor.kernel import KernelFileError
 from cellar_executor.kernels.protocol import (
     FILE_CHUNK_BYTES,
-    MAX_REQUEST_BYTES,
     FileChunk,
     FileListing,
     FileReply,
@@ -22,10 +21,12 @@ class Ask(Protocol):
 
 
 async def put_file(ask: Ask, path: str, data: bytes) -> None:
-    encoded = encode_data(data)
-    if len(encoded) + 6 * len(path) > MAX_REQUEST_BYTES - 1024:
-        raise KernelFileError("too_large", f"{len(data)} bytes are too many to send in one piece")
-    refuse(await ask(FileReply, "put", path=path, data=encoded))
+    """Piece by piece, as a session that holds nearly all its memory has little left to read one. The last makes it
+    the file of this path; a piece that is refused ends it and leaves the old file."""
+    for offset in range(0, len(data) or 1, FILE_CHUNK_BYTES):
+        piece = data[offset : offset + FILE_CHUNK_BYTES]
+        last = offset + len(piece) == len(data)
+        refuse(await ask(FileReply, "put", path=path, offset=offset, data=encode_data(piece), last=last))
 
 
 async def get_file(ask: Ask, path: str, max_bytes: int) -> bytes:
