@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -11,6 +12,7 @@ import pytest_asyncio
 from cellar_executor.kernel import CellOutcome, KernelFileError, KernelUnavailable
 from cellar_executor.kernels import channel, jailed_kernel
 from cellar_executor.kernels.jailed_kernel import JailedKernel
+from cellar_executor.kernels.kernel_files import DRAFT
 from cellar_executor.kernels.protocol import FILE_CHUNK_BYTES
 from cellar_executor.kernels.usage import Usage
 from tests.unit.executor.local_kernel import start_kernel
@@ -196,14 +198,74 @@ async def test_a_file_comes_out_as_it_went_in(kernel: JailedKernel) -> None:
     assert await result(kernel, "import os; os.path.getsize('folder/a file.bin')") == str(3 * FILE_CHUNK_BYTES)
 
 
-async def test_a_file_too_big_to_send_is_refused_before_it_is_sent(
-    kernel: JailedKernel, monkeypatch: pytest.MonkeyPatch
+TWO_PIECES = b"new" * (FILE_CHUNK_BYTES // 2)
+
+
+@pytest.mark.parametrize("limit", [FILE_CHUNK_BYTES // 2, FILE_CHUNK_BYTES + 1], ids=["first piece", "second piece"])
+async def test_a_file_that_does_not_fit_leaves_the_old_one_and_no_draft(
+    kernel: JailedKernel, tmp_path: Path, limit: int
 ) -> None:
-    monkeypatch.setattr("cellar_executor.kernels.session_files.MAX_REQUEST_BYTES", 2000)
+    await kernel.put_file("d/f", b"old")
+    await run(kernel, f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))")
+    with pytest.raises(KernelFileError, match="too large"):
+        await kernel.put_file("d/f", TWO_PIECES)
+    assert await kernel.get_file("d/f", max_bytes=10) == b"old"
+    assert os.listdir(tmp_path) == ["d"]
+
+
+async def test_a_path_refused_between_two_pieces_leaves_no_draft(kernel: JailedKernel, tmp_path: Path) -> None:
+    ask = kernel._ask
+
+    async def interfere(*args: Any, **arguments: Any) -> Any:
+        reply = await ask(*args, **arguments)
+        (tmp_path / "f").mkdir(exist_ok=True)
+        return reply
+
+    kernel._ask = interfere  # type: ignore[method-assign]
+    with pytest.raises(KernelFileError, match="regular"):
+        await kernel.put_file("f", TWO_PIECES)
+    assert os.listdir(tmp_path) == ["f"]
+
+
+async def test_the_draft_of_a_killed_copy_is_not_listed_and_gone_with_the_next_put(
+    kernel: JailedKernel, tmp_path: Path
+) -> None:
+    copy = await kernel.fork()
+    ask = copy._ask
+
+    async def stall(*args: Any, **arguments: Any) -> Any:
+        if arguments["offset"]:
+            copy.kill()
+        return await ask(*args, **arguments)
+
+    copy._ask = stall  # type: ignore[method-assign]
+    with pytest.raises(KernelUnavailable):
+        await copy.put_file("f", TWO_PIECES)
+    await copy.close()
+    assert os.listdir(tmp_path) != []
+    assert await kernel.list_files(max_files=9) == ([], False)
+    await kernel.put_file("f", TWO_PIECES)
+    assert os.listdir(tmp_path) == ["f"]
+
+
+async def test_a_copys_unfinished_draft_is_left_to_it(kernel: JailedKernel, tmp_path: Path) -> None:
+    copy = await kernel.fork()
+    ask = copy._ask
+
+    async def meanwhile(*args: Any, **arguments: Any) -> Any:
+        await kernel.put_file("f", b"of the origin")
+        return await ask(*args, **arguments)
+
+    copy._ask = meanwhile  # type: ignore[method-assign]
+    await copy.put_file("f", TWO_PIECES)
+    assert (tmp_path / "f").read_bytes() == TWO_PIECES
+    assert os.listdir(tmp_path) == ["f"]
+
+
+async def test_the_name_of_a_draft_is_refused(kernel: JailedKernel) -> None:
     with pytest.raises(KernelFileError) as refused:
-        await kernel.put_file("big", b"x" * 1000)
-    assert refused.value.kind == "too_large"
-    assert kernel.alive
+        await kernel.put_file(f"{DRAFT}99999999", b"mine")
+    assert refused.value.kind == "invalid_path"
 
 
 async def test_a_sparse_giant_is_refused_by_its_apparent_size(kernel: JailedKernel) -> None:
@@ -287,6 +349,14 @@ kernel._answer = answer
 """
 
 
+async def test_a_file_that_is_taken_in_drops_is_given_up(kernel: JailedKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jailed_kernel, "REQUEST_TIMEOUT_S", 0.7)
+    await run(kernel, TRICKLE.replace("'size': 2**62, 'data': 'eHg='", ""))
+    with pytest.raises(KernelUnavailable, match="does not answer"):
+        await asyncio.wait_for(kernel.put_file("f", bytes(100 * FILE_CHUNK_BYTES)), 10)
+    assert not kernel.alive
+
+
 async def test_a_file_that_comes_in_drops_is_given_up(kernel: JailedKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jailed_kernel, "REQUEST_TIMEOUT_S", 0.7)
     monkeypatch.setattr("cellar_executor.kernels.session_files.FILE_CHUNK_BYTES", 2)
@@ -300,6 +370,97 @@ async def test_files_of_a_dead_session_are_unavailable(kernel: JailedKernel) -> 
     await run(kernel, "import os; os._exit(0)")
     with pytest.raises(KernelUnavailable):
         await kernel.list_files(max_files=1)
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+HOLD_ALL = """
+import resource
+held = []
+used = int(open('/proc/self/statm').read().split()[5]) * 4096
+resource.setrlimit(resource.RLIMIT_DATA, (used + (64 << 20), -1))
+size = 32 << 20
+while size >= 65536:
+    try:
+        held.append(bytearray(size))
+    except MemoryError:
+        size //= 2
+"""
+
+
+@pytest.mark.parametrize("loaded", [True, False], ids=["later", "first"])
+async def test_a_session_that_holds_its_last_byte_outlives_a_put(kernel: JailedKernel, loaded: bool) -> None:
+    if loaded:
+        await kernel.put_file("f", b"old")
+    await run(kernel, HOLD_ALL.replace("65536", "64"))
+    with pytest.raises(KernelFileError, match="memory is full"):
+        await kernel.put_file("f", TWO_PIECES)
+    await run(kernel, "del held")
+    assert kernel.alive
+
+
+async def test_a_file_system_without_memory_says_so(kernel: JailedKernel) -> None:
+    await run(kernel, "import os\ndef full(*args): raise OSError(12, 'Cannot allocate memory')\nos.listdir = full")
+    with pytest.raises(KernelFileError, match="memory is full") as refused:
+        await kernel.put_file("f", b"new")
+    assert refused.value.kind == "too_large"
+    assert kernel.alive
+
+
+async def test_a_session_that_holds_all_its_memory_outlives_requests_that_need_some(kernel: JailedKernel) -> None:
+    await kernel.put_file("f", b"old")
+    await run(kernel, HOLD_ALL)
+    assert (await run(kernel, "mine = 1")).status == "ok"
+    with pytest.raises(KernelFileError, match="memory is full") as refused:
+        await kernel.put_file("f", bytes(8 * FILE_CHUNK_BYTES))
+    assert refused.value.kind == "too_large"
+    outcome = await run(kernel, "mine = 2; " + "#" * 500_000)
+    assert outcome.error is not None
+    assert (outcome.status, outcome.error.type) == ("error", "MemoryError")
+    assert await result(kernel, "mine") == "1"
+    outcome = await kernel.run_cell("mine = 2", timeout_s=5, stdin="x" * 500_000)
+    assert outcome.status == "error"
+    await run(kernel, "held.clear()")
+    assert await result(kernel, "mine") == "1"
+    assert [file.path for file in (await kernel.list_files(max_files=2))[0]] == ["f"]
+    await kernel.put_file("f", bytes(8 * FILE_CHUNK_BYTES))
+
+
+FULL = """
+import gc, sys
+def full(*args): raise MemoryError
+kernel = next(thing for thing in gc.get_objects() if type(thing).__name__ == 'Kernel')
+"""
+
+
+async def test_a_copy_that_does_not_fit_into_memory_is_refused(kernel: JailedKernel) -> None:
+    await run(kernel, f"{FULL}kernel._fork_unrecorded = full")
+    with pytest.raises(KernelUnavailable, match="memory is full"):
+        await kernel.fork()
+    assert await result(kernel, "1") == "1"
+
+
+async def test_a_seed_that_does_not_fit_into_memory_is_refused(kernel: JailedKernel) -> None:
+    await run(kernel, "import random\ndef full(seed): raise MemoryError\nrandom.seed = full")
+    with pytest.raises(KernelUnavailable, match="memory is full"):
+        await kernel.seed(1)
+    assert not kernel.alive
+
+
+async def test_a_piece_that_does_not_fit_into_memory_takes_its_draft_along(
+    kernel: JailedKernel, tmp_path: Path
+) -> None:
+    ask = kernel._ask
+
+    async def fill(*args: Any, **arguments: Any) -> Any:
+        if arguments["offset"]:
+            await run(kernel, HOLD_ALL)
+        return await ask(*args, **arguments)
+
+    kernel._ask = fill  # type: ignore[method-assign]
+    with pytest.raises(KernelFileError, match="memory is full"):
+        await kernel.put_file("f", TWO_PIECES)
+    assert os.listdir(tmp_path) == []
 
 
 # --- live copies --------------------------------------------------------------------------------

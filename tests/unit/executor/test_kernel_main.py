@@ -1,7 +1,6 @@
 """The kernel's parts that need no process of their own; all others: test_jailed_kernel, test_supervisor."""
 
 import io
-import json
 import os
 import random
 import socket
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from cellar_executor.kernels import kernel_main
+from cellar_executor.kernels.framing import frame
+from cellar_executor.kernels.protocol import request
 
 
 @pytest.fixture
@@ -22,9 +23,8 @@ def untouched() -> Iterator[None]:
     sys.meta_path[:] = finders
 
 
-def ask(**request: object) -> bytes:
-    payload = json.dumps(request).encode()
-    return len(payload).to_bytes(4, "big") + payload
+def ask(op: str, **arguments: object) -> bytes:
+    return frame(request(op, "n", **arguments))
 
 
 @pytest.mark.usefixtures("untouched")
@@ -53,16 +53,16 @@ def test_a_request_comes_whole_with_its_fds_and_leaves_the_next_one_alone() -> N
     read_end, write_end = os.pipe()
 
     def send() -> None:
-        sent = socket.send_fds(ours, [data := ask(op="run", code=big)], [write_end])
-        ours.sendall(data[sent:] + ask(op="retire"))
+        sent = socket.send_fds(ours, [data := ask("run", code=big)], [write_end])
+        ours.sendall(data[sent:] + ask("retire"))
 
     sender = threading.Thread(target=send)
     sender.start()
-    request, fds = channel.receive() or ({}, ())
-    assert request["code"] == big
+    received, fds = channel.receive() or ({}, ())
+    assert received == {"nonce": "n", "op": "run", "code": big}
     os.write(fds[0], b"through")
     assert os.read(read_end, 7) == b"through"
-    assert channel.receive() == ({"op": "retire"}, [])
+    assert channel.receive() == ({"nonce": "n", "op": "retire"}, [])
     sender.join()
     ours.close()
     assert channel.receive() is None
@@ -74,10 +74,45 @@ def test_a_request_that_is_too_long_ends_the_kernel(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kernel_main, "MAX_REQUEST_BYTES", 10)
     ours, theirs = socket.socketpair()
     channel = kernel_main.Channel(theirs.detach())
-    ours.sendall((11).to_bytes(4, "big"))
+    ours.sendall(ask("run", code="long"))
     assert channel.receive() is None
     channel._leave()
     ours.close()
+
+
+@pytest.mark.parametrize("name", ["bytearray", "json"])
+def test_a_request_that_does_not_fit_into_memory_keeps_its_name_and_leaves_the_next_one_alone(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ours, theirs = socket.socketpair()
+    channel = kernel_main.Channel(theirs.detach())
+    ours.sendall(ask("put", data="x" * 10_000) + ask("ping"))
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel_main, name, Full(), raising=False)
+        received, _ = channel.receive() or ({}, ())
+    assert received == {"nonce": "n", "op": "put"}
+    with pytest.raises(MemoryError):
+        received["data"]
+    assert channel.receive() == ({"nonce": "n", "op": "ping"}, [])
+    channel._leave()
+    ours.close()
+
+
+class Full:
+    """Memory, to all that needs more than the head of a request."""
+
+    def __call__(self, content: int | bytes) -> bytearray:
+        if isinstance(content, int):
+            raise MemoryError
+        return bytearray(content)
+
+    def loads(self, text: bytearray) -> None:
+        raise MemoryError
+
+
+def test_the_longest_cell_fits_a_request() -> None:
+    for letter in "\0\ud800\U0001f600":
+        assert len(request("run", "n" * 16, code=letter * 10**6, stdin=letter * 10**6)) < kernel_main.MAX_REQUEST_BYTES
 
 
 def test_a_thread_that_was_there_before_writes_nowhere_and_others_do() -> None:

@@ -124,9 +124,10 @@ class JailedKernel:
             raise
 
     async def seed(self, seed: int | None) -> None:
-        """Seed its generators; None: from the system. Raises `KernelUnavailable`."""
+        """Seed its generators; None: from the system. Raises `KernelUnavailable`, and it is dead then."""
         reply = await self._ask(Done, "seed", seed=seed)
         if reply.problem is not None:
+            await self.close()
             raise KernelUnavailable(f"the session could not be seeded: {reply.problem}")
 
     async def run_cell(self, code: str, *, timeout_s: float, stdin: str = "") -> CellOutcome:

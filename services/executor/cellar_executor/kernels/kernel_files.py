@@ -43,7 +43,7 @@ class Refused(Exception):
 
 
 def handle(workdir: str, request: Frame) -> Frame:
-    """Raises `MemoryError`."""
+    """Raises `MemoryError`, and `OSError` for the same reason."""
     try:
         return {"problem": None, **operate(workdir, request)}
     except Refused as refused:
@@ -51,6 +51,8 @@ def handle(workdir: str, request: Frame) -> Frame:
     except FileNotFoundError:
         return {"problem": {"kind": "not_found", "message": "there is no such file"}}
     except OSError as exc:
+        if exc.errno == errno.ENOMEM:
+            raise
         return {"problem": {"kind": "invalid_path", "message": explain(exc)}}
 
 

@@ -1,8 +1,8 @@
 """The kernel: runs inside the jail, holds one session's namespace and runs its cells, one after another.
 
-Started as `python -P -s kernel_main.py OPTIONS` by nsjail with a control channel on fd 3: frames of a 4-byte length and
-JSON (see `protocol`). Standard library only, because it runs with the Python of the cells and not with the server's. Nothing it says is
-trusted outside: cells run in this very process and can forge every word of it.
+Started as `python -P -s kernel_main.py OPTIONS` by nsjail with a control channel on fd 3 (see `protocol`). Standard
+library only, because it runs with the Python of the cells and not with the server's. Nothing it says is trusted
+outside: cells run in this very process and can forge every word of it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import traceback
 from _ast import Expr, Expression, Module, PyCF_ONLY_AST
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, socket
+from errno import ENOMEM
 from types import ModuleType
 
 # A session starts as fast as these imports: `typing`, `ast`, `socket` and `importlib.util` would double the time.
@@ -83,12 +84,17 @@ class Kernel:
         self._channel.send(encode(READY))
         while (received := self._channel.receive()) is not None:
             reap_strangers(self._own_children)
-            try:
-                reply = encode(self._answer(*received))
-            except MemoryError:
-                reply = encode(memory_full(received[0]))
-            self._channel.send(reply)
+            self._channel.send(self._reply(*received))
         os._exit(0)
+
+    def _reply(self, request: Frame, fds: Sequence[int]) -> bytes:
+        try:
+            return encode(self._answer(request, fds))
+        except (MemoryError, OSError) as exc:
+            if isinstance(exc, OSError) and exc.errno != ENOMEM:
+                raise
+        # Not above: the exception holds what its frames do.
+        return encode(memory_full(request))
 
     def _answer(self, request: Frame, fds: Sequence[int]) -> Frame:
         reply = {"nonce": request["nonce"], "problem": None}
