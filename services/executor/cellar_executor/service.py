@@ -79,11 +79,12 @@ class Service:
         """A session whose isolated kernel is ready."""
         config = session_config(request, self._limits, self._sessions.tier, self._runtimes, self._idle_ttl_s)
         ref = Ref(tenant, request.session_id or ids.session())
-        [origin] = await self._store.origins([ref])
-        if origin == ids.nonce:
-            return await self.get(ref)
-        if origin is not None:
-            raise Refusal("session_exists")
+        if request.session_id is not None or ids.resumed:  # else nobody can have had this id before
+            [origin] = await self._store.origins([ref])
+            if origin == ids.nonce:
+                return await self.get(ref)
+            if origin is not None:
+                raise Refusal("session_exists")
         with self._sessions.reserve():
             live = await self._sessions.open(ref, config)
             try:
