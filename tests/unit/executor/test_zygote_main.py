@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from cellar_executor.kernels import zygote_main
+from cellar_executor.kernels.framing import frame
+from cellar_executor.kernels.protocol import request
 from tests.unit.executor.zygote_process import OPTIONS, RUNTIME, UID_BASE, Clone, Zygote, zygote
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has a range of uids to give")
@@ -162,8 +164,8 @@ def test_modules_of_the_jail_do_not_shadow_a_cells_own(plain: Zygote) -> None:
 
 def test_a_cell_can_be_interrupted(plain: Zygote) -> None:
     session = plain.session()
-    payload = b'{"op": "run", "nonce": "n", "code": "print(1, flush=True)\\nwhile True: pass", "stdin": ""}'
-    session.control.sendall(len(payload).to_bytes(4, "big") + payload)
+    code = "print(1, flush=True)\nwhile True: pass"
+    session.control.sendall(frame(request("run", "0" * 16, code=code, stdin="")))
     assert os.read(session.outputs[0], 10) == b"1\n"
     signal.pidfd_send_signal(session.pidfd, signal.SIGINT)
     assert session.receive()["error"]["type"] == "KeyboardInterrupt"

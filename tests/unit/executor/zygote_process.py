@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cellar_executor.kernels import zygote_main
+from cellar_executor.kernels.framing import frame
+from cellar_executor.kernels.protocol import request
 from cellar_executor.kernels.seccomp import bpf_program
 
 RUNTIME = Path(__file__).parents[3] / ".venv/envs/runtime/bin/python"
@@ -179,7 +181,7 @@ class Clone:
         (stdout, out), (stderr, err) = os.pipe(), os.pipe()
         self.outputs += [stdout, stderr]
         payload = json.dumps(CONFIGURATION | configuration).encode()
-        socket.send_fds(self.control, [struct.pack("!I", len(payload)) + payload], [out, err])
+        socket.send_fds(self.control, [frame(payload)], [out, err])
         os.close(out)
         os.close(err)
 
@@ -188,12 +190,11 @@ class Clone:
         if not header:
             return {}
         (length,) = struct.unpack("!I", header)
-        frame: dict[str, Any] = json.loads(self.control.recv(length, socket.MSG_WAITALL))
-        return frame
+        said: dict[str, Any] = json.loads(self.control.recv(length, socket.MSG_WAITALL))
+        return said
 
     def cell(self, code: str) -> dict[str, Any]:
-        request = json.dumps({"op": "run", "nonce": "n", "code": code, "stdin": ""}).encode()
-        self.control.sendall(struct.pack("!I", len(request)) + request)
+        self.control.sendall(frame(request("run", "0" * 16, code=code, stdin="")))
         return self.receive()
 
     def evaluate(self, code: str) -> str:
