@@ -233,7 +233,7 @@ def test_warmth_does_not_show_in_results(warmed: Zygote) -> None:
 @as_root
 @pytest.mark.skipif(
     not all(folder.stat().st_mode & 0o001 for folder in RUNTIME.parents),
-    reason="the runtime lies in a folder that is closed to other users, and nothing here stages it (tests/sandbox does)",
+    reason="the runtime lies in a folder that is closed to other users; tests/sandbox has it staged",
 )
 def test_with_a_range_every_clone_has_a_uid_of_its_own_until_none_is_left() -> None:
     with zygote(uids=2) as started:
