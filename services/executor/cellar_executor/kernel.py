@@ -1,6 +1,6 @@
 """What the service needs of a kernel, whatever isolates it: the seam between the HTTP side and the process side."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 from cellar_client.schemas import CellError, FileInfo, Isolation, Limits, Tier
 
 OutcomeStatus = Literal["ok", "error", "timeout", "oom", "killed"]
+OutputName = Literal["stdout", "stderr"]
+OnOutput = Callable[[OutputName, str], None]
 FileProblem = Literal["not_found", "invalid_path", "too_large"]
 DEFAULT_PREIMPORTS = ("numpy", "numpy.random", "numpy.linalg", "numpy.fft", "sympy")
 
@@ -76,15 +78,28 @@ class CellOutcome:
     peak_memory_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """Of one runtime: warm sessions that wait to be taken, zygotes that make more, and sessions made so far."""
+
+    ready: int
+    zygotes: int
+    made: int
+
+
 class Kernel(Protocol):
     """The live process that holds one session's namespace. Not for concurrent cells: its session takes turns."""
 
     @property
     def alive(self) -> bool: ...
 
-    async def run_cell(self, code: str, *, timeout_s: float, stdin: str = "") -> CellOutcome:
+    async def run_cell(
+        self, code: str, *, timeout_s: float, stdin: str = "", on_output: OnOutput | None = None
+    ) -> CellOutcome:
         """Run one cell. Never raises for what the cell does.
 
+        `on_output` hears what the cell writes as it writes it, at most `output_bytes` of each stream: the text of the
+        outcome, where that is not truncated. It is called on the loop and must not raise.
         After `oom`, `killed` or a hard `timeout` the kernel is not alive.
         """
         ...
@@ -137,6 +152,19 @@ class Supervisor(Protocol):
 
         Raises `KernelUnavailable` when none can be had.
         """
+        ...
+
+    def fence(self, until: float) -> None:
+        """Every kernel is killed at this time (seconds of CLOCK_BOOTTIME) unless the call comes again before with a
+        later one. It holds when this process is stopped or stuck. A time that has passed kills at once, even if a
+        later one follows at once; in between `start` raises. Never called: no fence.
+
+        For any thread; never blocks, and never raises because kernels died.
+        """
+        ...
+
+    def stock(self) -> Mapping[str, Stock]:
+        """By runtime; empty where nothing is kept ready."""
         ...
 
     async def self_test(self) -> str | None:

@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 from cellar_client.schemas import CellError, FileInfo, Isolation, Limits, Tier
-from cellar_executor.kernel import CellOutcome, KernelFileError, KernelUnavailable
+from cellar_executor.kernel import CellOutcome, KernelFileError, KernelUnavailable, OnOutput, Stock
 
 WARM = Isolation(tier="warm", namespaces=[], seccomp="none", cgroup="none", host_uid="shared")
 
@@ -31,13 +31,17 @@ class InProcessKernel:
         self.files: dict[str, bytes] = {} if files is None else files
         self.namespace: dict[str, Any] = {"die": self._die, "stall": _stall, "files": self.files}
 
-    async def run_cell(self, code: str, *, timeout_s: float, stdin: str = "") -> CellOutcome:
+    async def run_cell(
+        self, code: str, *, timeout_s: float, stdin: str = "", on_output: OnOutput | None = None
+    ) -> CellOutcome:
         stdout, error = io.StringIO(), None
         try:
             with contextlib.redirect_stdout(stdout):
                 exec(code, self.namespace)
         except Exception as raised:
             error = CellError(type=type(raised).__name__, message=str(raised), traceback=traceback.format_exc())
+        if on_output is not None and stdout.getvalue():
+            on_output("stdout", stdout.getvalue())
         stalled = error is not None and error.type == Stalled.__name__
         status: Any = "killed" if not self.alive else "timeout" if stalled else "error" if error else "ok"
         return CellOutcome(
@@ -99,6 +103,7 @@ class InProcessSupervisor:
         self.problem: str | None = None
         self.self_tests = 0
         self.isolation = WARM
+        self.fenced_until: float | None = None
 
     async def start(
         self, *, limits: Limits, runtime: str, seed: int | None, tier: Tier | None = None
@@ -110,6 +115,13 @@ class InProcessSupervisor:
         kernel = InProcessKernel(tier)
         self.kernels.append(kernel)
         return kernel
+
+    def fence(self, until: float) -> None:
+        """Nobody is killed: there is no process to kill."""
+        self.fenced_until = until
+
+    def stock(self) -> dict[str, Stock]:
+        return {}
 
     async def self_test(self) -> str | None:
         self.self_tests += 1

@@ -50,6 +50,35 @@ async def ended(pid: int | str | None) -> bool:
     return False
 
 
+# --- live output --------------------------------------------------------------------------------
+
+
+async def test_output_is_told_as_the_cell_writes_it(kernel: JailedKernel) -> None:
+    told: list[tuple[str, str]] = []
+    heard = asyncio.Event()
+
+    def on_output(stream: str, text: str) -> None:
+        told.append((stream, text))
+        heard.set()
+
+    code = "import sys, time\nprint('\N{EURO SIGN}')\nwhile True: time.sleep(0.01)"
+    running = asyncio.create_task(kernel.run_cell(code, timeout_s=20, on_output=on_output))
+    await asyncio.wait_for(heard.wait(), 10)
+    assert (told, running.done()) == ([("stdout", "\N{EURO SIGN}\n")], False)
+    kernel.interrupt()
+    assert (await running).stdout == "\N{EURO SIGN}\n"
+    assert (await run(kernel, "print('unheard')")).stdout == "unheard\n"
+    assert len(told) == 1
+
+
+async def test_the_last_words_of_a_kernel_are_told(kernel: JailedKernel) -> None:
+    told: list[tuple[str, str]] = []
+    code = "import os, sys\nprint('out'); print('err', file=sys.stderr)\nos.kill(os.getpid(), 9)"
+    outcome = await kernel.run_cell(code, timeout_s=5, on_output=lambda stream, text: told.append((stream, text)))
+    assert (outcome.status, outcome.stdout, outcome.stderr) == ("killed", "out\n", "err\n")
+    assert sorted(told) == [("stderr", "err\n"), ("stdout", "out\n")]
+
+
 # --- usage --------------------------------------------------------------------------------------
 
 

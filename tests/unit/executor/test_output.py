@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellar_executor.kernels.output import OutputRing, OutputStream
+from cellar_executor.kernels.output import LiveText, OutputRing, OutputStream
 
 MARKER_ROOM = 60
 
@@ -32,6 +32,76 @@ def test_a_cut_goes_through_no_character(text: str, limit: int) -> None:
     assert text.startswith(head)
     assert text.endswith(tail)
     assert limit - 6 <= len(head.encode()) + len(tail.encode()) <= limit
+
+
+CHARACTERS = st.one_of(st.binary(max_size=12), st.text(max_size=6).map(str.encode))
+
+
+@given(chunks=st.lists(CHARACTERS, max_size=12), limit=st.integers(min_value=2, max_value=100))
+def test_what_is_told_live_is_what_the_cell_says_in_the_end(chunks: list[bytes], limit: int) -> None:
+    ring, told = OutputRing(limit), list[str]()
+    live = LiveText(limit, told.append)
+    for chunk in chunks:
+        ring.feed(chunk)
+        live.feed(chunk)
+    live.end()
+    text, first = "".join(told), b"".join(chunks)[:limit]
+    if ring.cut == 0:
+        assert text == ring.text()
+    else:
+        assert first.decode("utf-8", "backslashreplace").startswith(text)
+        assert len(text.encode()) > limit - 4
+    assert "" not in told
+
+
+@given(data=st.binary(max_size=60))
+def test_what_is_told_live_never_has_to_be_taken_back(data: bytes) -> None:
+    """At each moment: the beginning of what the cell will say, whatever is written next."""
+    ring, told = OutputRing(100), ""
+
+    def tell(text: str) -> None:
+        nonlocal told
+        told += text
+
+    live = LiveText(100, tell)
+    for byte in data:
+        ring.feed(bytes([byte]))
+        live.feed(bytes([byte]))
+        assert data.decode("utf-8", "backslashreplace").startswith(told)
+    live.end()
+    assert told == ring.text()
+
+
+async def test_output_is_told_while_the_cell_runs_and_not_between_cells() -> None:
+    read_end, write_end = os.pipe()
+    stream, told, first = OutputStream(read_end, 8), list[str](), asyncio.get_running_loop().create_future()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        if not first.done():
+            first.set_result(text)
+
+    stream.begin(tell)
+    os.write(write_end, b"one\xe2\x82")
+    assert await first == "one"
+    os.write(write_end, b"\xac!")
+    assert stream.finish().text() == "one\N{EURO SIGN}!"
+    assert "".join(told) == "one\N{EURO SIGN}!"
+    os.write(write_end, b"late")
+    await asyncio.sleep(0.01)
+    stream.begin()
+    os.write(write_end, b"unheard")
+    assert stream.finish().text() == "unheard"
+    stream.begin(told.append)
+    os.write(write_end, b"\xe2")
+    stream.finish()
+    assert told.pop() == "\\xe2"
+    stream.begin(told.append)
+    os.write(write_end, b"12345678 and more")
+    stream.close()
+    stream.finish()
+    assert "".join(told) == "one\N{EURO SIGN}!12345678"
+    os.close(write_end)
 
 
 def test_a_flood_is_kept_in_bounded_memory() -> None:

@@ -91,6 +91,14 @@ async def test_what_is_discarded_is_closed_and_replaced(pool: Pool, maker: Maker
     assert not any(kernel.alive for kernel in unwanted)
 
 
+async def test_what_died_is_replaced_when_others_are_discarded(pool: Pool, maker: Maker) -> None:
+    for kernel in maker.made:
+        kernel.alive = False
+    pool.discard(set())
+    await full(pool)
+    assert [kernel.alive for kernel in maker.made[4:]] == [True] * 4
+
+
 async def test_after_a_failure_it_tries_again(pool: Pool, maker: Maker, caplog: pytest.LogCaptureFixture) -> None:
     maker.problem = KernelUnavailable("no zygote")
     pool.take()

@@ -13,7 +13,7 @@ from cellar_executor.kernels.zygotes import Zygotes
 
 class FakeZygote:
     def __init__(self) -> None:
-        self.load = 0
+        self.load = self.made = 0
         self.kernels: set[object] = set()
         self.alive = self.open = True
         self.retired = self.closed = False

@@ -36,6 +36,17 @@ def v2_folder(mounts: str, own: str) -> Mapping[str, Path] | None:
     return None
 
 
+def memory_groups(mounts: str, own: str) -> Iterator[Path]:
+    """The folders of this process's memory group and of all that enclose it, in whichever version."""
+    ours = {name: path for _, names, path in _own_groups(own) for name in names.split(",")}
+    for _, where, kind, options, *_ in map(str.split, mounts.splitlines()):
+        has_memory = kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(","))
+        name = "" if kind == "cgroup2" else "memory"
+        if has_memory and name in ours:
+            folder = _visible(Path(where), ours[name])
+            yield from (group for group in (folder, *folder.parents) if group.is_relative_to(where))
+
+
 def _own_groups(own: str) -> Iterator[list[str]]:
     return (line.split(":", 2) for line in own.splitlines())
 

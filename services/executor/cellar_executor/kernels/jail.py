@@ -21,7 +21,8 @@ WORKDIR = "/home/cell"
 IN_JAIL = Path("/cellar")
 """Where a jail has the kernel's own code."""
 KERNEL_MAIN = Path(__file__).with_name("kernel_main.py")
-KERNEL_CODE = (KERNEL_MAIN, *map(KERNEL_MAIN.with_name, ("kernel_files.py", "kernel_seed.py")))
+KERNEL_PARTS = ("kernel_leftovers.py", "kernel_files.py", "kernel_seed.py")
+KERNEL_CODE = (KERNEL_MAIN, *map(KERNEL_MAIN.with_name, KERNEL_PARTS))
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 CELL_ID = 1000

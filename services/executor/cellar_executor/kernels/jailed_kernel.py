@@ -12,12 +12,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from cellar_client.schemas import FileInfo
-from cellar_executor.kernel import CellOutcome, KernelUnavailable, OutcomeStatus
+from cellar_executor.kernel import CellOutcome, KernelUnavailable, OnOutput, OutcomeStatus
 from cellar_executor.kernels import session_files
 from cellar_executor.kernels.channel import KernelChannel, close_all
+from cellar_executor.kernels.launch import control_pair, pipe
 from cellar_executor.kernels.output import OutputStream
 from cellar_executor.kernels.protocol import (
     MAX_REPLY_BYTES,
@@ -130,12 +132,14 @@ class JailedKernel:
             await self.close()
             raise KernelUnavailable(f"the session could not be seeded: {reply.problem}")
 
-    async def run_cell(self, code: str, *, timeout_s: float, stdin: str = "") -> CellOutcome:
+    async def run_cell(
+        self, code: str, *, timeout_s: float, stdin: str = "", on_output: OnOutput | None = None
+    ) -> CellOutcome:
         if self._gone.done():
             return CellOutcome("killed", "", "", None, None, 0.0, truncated=False)
         nonce = secrets.token_hex(8)
         pipes = self._renewed_output()
-        started = self._begin_cell(timeout_s)
+        started = self._begin_cell(timeout_s, on_output)
         try:
             answer = await self._channel.ask(request("run", nonce, code=code, stdin=stdin), pipes)
             duration_s = time.monotonic() - started
@@ -205,9 +209,9 @@ class JailedKernel:
 
     # --- one cell ---
 
-    def _begin_cell(self, timeout_s: float) -> float:
-        self._stdout.begin()
-        self._stderr.begin()
+    def _begin_cell(self, timeout_s: float, on_output: OnOutput | None) -> float:
+        self._stdout.begin(None if on_output is None else partial(on_output, "stdout"))
+        self._stderr.begin(None if on_output is None else partial(on_output, "stderr"))
         self._in_cell = True
         self._timed_out = False
         self._before = self._jail.usage()
@@ -282,17 +286,16 @@ class JailedKernel:
 
     def _prepare_copy(self, theirs: ExitStack) -> tuple["JailedKernel", Sequence[int]]:
         """Our side of a copy, and the fds for its own; those go with `theirs`."""
-        control, copys_end = socket.socketpair()
-        theirs.callback(copys_end.close)
-        control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        stdout, stdout_end = os.pipe()
-        stderr, stderr_end = os.pipe()
-        theirs.callback(close_all, (stdout_end, stderr_end))
-        process = replace(self._process, control=control, stdout=stdout, stderr=stderr, kernel_pidfd=None)
-        copy = JailedKernel(
-            process, output_bytes=self.output_bytes, interrupt_grace_s=self._grace_s, origins_jail=self._jail
-        )
-        return copy, (copys_end.fileno(), stdout_end, stderr_end)
+        with ExitStack() as ours:
+            control, copys_end = control_pair(ours, theirs)
+            stdout, stdout_end = pipe(ours, theirs)
+            stderr, stderr_end = pipe(ours, theirs)
+            process = replace(self._process, control=control, stdout=stdout, stderr=stderr, kernel_pidfd=None)
+            copy = JailedKernel(
+                process, output_bytes=self.output_bytes, interrupt_grace_s=self._grace_s, origins_jail=self._jail
+            )
+            ours.pop_all()
+        return copy, (copys_end, stdout_end, stderr_end)
 
     async def _identify(self) -> None:
         if self._pidfd is not None:

@@ -7,7 +7,6 @@ outside: cells run in this very process and can forge every word of it.
 
 from __future__ import annotations
 
-import _posixsubprocess  # noqa: F401  # loaded before `subprocess` takes its function
 import builtins
 import io
 import json
@@ -25,17 +24,32 @@ from types import ModuleType
 # A session starts as fast as these imports: `typing`, `ast`, `socket` and `importlib.util` would double the time.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-    from threading import Thread
+    from collections.abc import Callable, Iterator, Sequence
     from types import CodeType, FrameType
-    from typing import Any, NoReturn, TextIO, TypeVar
+    from typing import Any, NoReturn, TypeVar
+
+    from cellar_executor.kernels import kernel_leftovers as leftovers
 
     Frame = dict[str, Any]
     Result = TypeVar("Result")
 
+
+def beside(name: str) -> ModuleType:
+    """Another part of the kernel: it lies where cells do not look."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    sys.path.insert(0, folder)
+    try:
+        return __import__(name)
+    finally:
+        sys.path.remove(folder)
+
+
+if not TYPE_CHECKING:
+    leftovers = beside("kernel_leftovers")
+
 READY = {"ready": True}
 CONTROL_FD = 3
-STDOUT, STDERR = 1, 2
+OWN_FILES = (__file__, leftovers.__file__)
 HEAD = struct.Struct("!I16s8s")
 """Of a request: the length of all that follows it, nonce, operation. After it: the arguments."""
 MAX_REQUEST_BYTES = 12_001_000
@@ -45,15 +59,6 @@ MAX_FDS = 3
 """With one request."""
 MAX_TEXT_CHARS = 64 << 10
 """Longest result, message and traceback: together they stay below the frame that the supervisor accepts."""
-STARTERS = (
-    ("os", "fork"),
-    ("os", "forkpty"),
-    ("os", "posix_spawn"),
-    ("os", "posix_spawnp"),
-    ("_posixsubprocess", "fork_exec"),
-    ("subprocess", "_fork_exec"),
-)
-"""All ways in which the standard library starts a process."""
 
 
 def main() -> None:
@@ -78,12 +83,12 @@ class Kernel:
         self._channel = channel
         self._session = session
         self._fork_unrecorded = os.fork
-        self._own_children = record_children()
+        self._own_children = leftovers.record_children()
 
     def serve(self) -> NoReturn:
         self._channel.send(encode(READY))
         while (received := self._channel.receive()) is not None:
-            reap_strangers(self._own_children)
+            leftovers.reap_strangers(self._own_children)
             self._channel.send(self._reply(*received))
         os._exit(0)
 
@@ -100,7 +105,7 @@ class Kernel:
         reply = {"nonce": request["nonce"], "problem": None}
         match request["op"]:
             case "run":
-                take_output(fds)
+                leftovers.take_output(fds)
                 outcome = self._session.run_cell(request["code"], request["stdin"])
                 return {"nonce": request["nonce"], **outcome, "leftovers": self._leaves_processes()}
             case "seed":
@@ -119,7 +124,7 @@ class Kernel:
 
     def _leaves_processes(self) -> bool:
         """Whether other processes may be left that hold the output pipes. Only pid 1 gets all orphans and can tell."""
-        return reap_strangers(self._own_children) or os.getpid() != 1
+        return leftovers.reap_strangers(self._own_children) or os.getpid() != 1
 
     def _fork(self, fds: Sequence[int]) -> Frame | None:
         """A live copy, with the generators as they are. None here; in the copy, what it has to say first."""
@@ -129,15 +134,15 @@ class Kernel:
             generator = random.getstate() if random else None
             pid = self._fork_unrecorded()
         except (OSError, MemoryError):
-            close_all(fds)
+            leftovers.close_all(fds)
             raise
         if pid:
-            close_all(fds)
+            leftovers.close_all(fds)
             return None
         os.setpgid(0, 0)  # so that its children can be killed with it
         self._own_children.clear()
         self._channel.adopt(control)
-        take_output(output)
+        leftovers.take_output(output)
         if random:
             random.setstate(generator)  # it had seeded itself anew in the fork
         return READY
@@ -145,7 +150,7 @@ class Kernel:
     def _retire(self) -> NoReturn:
         """No more cells, while copies live on in this jail: only be their pid 1, and leave nothing unreaped."""
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # from now on nothing becomes a zombie
-        reap_strangers(())
+        leftovers.reap_strangers(())
         while self._channel.receive() is not None:
             continue
         os._exit(0)
@@ -256,13 +261,13 @@ class Session:
         filename = f"<cell {self._cells}>"
         linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
         sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
-        mute_leftover_threads(self._streams)
+        leftovers.mute_leftover_threads(self._streams)
         try:
             return {"status": "ok", "result": interruptible(self._evaluate, code, filename), "error": None}
         except BaseException as exc:
             return {"status": "error", "result": None, "error": describe_safely(exc)}
         finally:
-            mute_leftover_threads(self._streams)
+            leftovers.mute_leftover_threads(self._streams)
             take_back_control()
 
     def _evaluate(self, code: str, filename: str) -> str | None:
@@ -318,79 +323,6 @@ def flush(stream: Any) -> None:
     stream.flush()
 
 
-# --- what cells leave behind --------------------------------------------------------------------
-
-
-def close_all(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-def take_output(fds: Sequence[int]) -> None:
-    """Go on with fresh pipes, if there are any: what other processes still write to the old ones reaches nobody."""
-    for fd, number in zip(fds, (STDOUT, STDERR), strict=False):
-        os.dup2(fd, number)
-    close_all(fds)
-
-
-def record_children() -> set[int]:
-    """The numbers of all processes that cells start themselves, from now on: only cells may wait for those."""
-    own: set[int] = set()
-    for module, name in STARTERS:
-        if module in sys.modules:
-            setattr(sys.modules[module], name, recorded(getattr(sys.modules[module], name), own))
-    return own
-
-
-def recorded(start: Callable[..., Any], own: set[int]) -> Callable[..., Any]:
-    def start_recorded(*args: Any, **options: Any) -> Any:
-        started = start(*args, **options)
-        own.add(started[0] if isinstance(started, tuple) else started)
-        return started
-
-    return start_recorded
-
-
-def reap_strangers(own: Container[int]) -> bool:
-    """Take note of ended orphans and copies, which nobody else will and which count against the limit of processes.
-
-    Whether there are other child processes yet. An own child that has ended hides those behind it.
-    """
-    try:
-        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if ended.si_pid in own:
-                break
-            os.waitpid(ended.si_pid, 0)
-    except ChildProcessError:
-        return False
-    return True
-
-
-def mute_leftover_threads(streams: Iterable[TextIO]) -> None:
-    """What the threads that are there now will write goes nowhere: their cell is over."""
-    threading = sys.modules.get("threading")
-    left = frozenset(threading.enumerate()) - {threading.main_thread()} if threading else frozenset()
-    for stream in streams:
-        if left:
-            stream.write = muted(stream, left)  # type: ignore[method-assign]
-        elif isinstance(vars(stream).get("write"), muted):
-            del stream.write
-
-
-class muted:
-    """A stream's `write`, for all but some threads. In place only while there are such: printing costs no more else."""
-
-    def __init__(self, stream: TextIO, threads: Container[Thread]) -> None:
-        self._write = type(stream).write
-        self._stream = stream
-        self._threads = threads
-
-    def __call__(self, text: str) -> int:
-        if sys.modules["threading"].current_thread() in self._threads:
-            return len(text)
-        return self._write(self._stream, text)
-
-
 # --- what is said about a cell ------------------------------------------------------------------
 
 
@@ -423,7 +355,7 @@ def own_words(exc: BaseException) -> str:
 
 def hide_kernel_frames(shown: traceback.TracebackException) -> None:
     for part in linked(shown):
-        part.stack[:] = [entry for entry in part.stack if entry.filename != __file__]
+        part.stack[:] = [entry for entry in part.stack if entry.filename not in OWN_FILES]
         if not part.stack:
             part.stack = None  # type: ignore[assignment]  # a syntax error: then format() writes no empty header
 
@@ -458,16 +390,6 @@ def prepare_process(workdir: str) -> None:
         assert isinstance(stream, io.TextIOWrapper)
         # Line by line, so that what was printed before a kill is not lost with the buffer.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
-
-
-def beside(name: str) -> ModuleType:
-    """A part of the kernel that not every session needs, at its first use: it lies where cells do not look."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    sys.path.insert(0, folder)
-    try:
-        return __import__(name)
-    finally:
-        sys.path.remove(folder)
 
 
 def prepare_namespace() -> dict[str, Any]:

@@ -1,10 +1,14 @@
-"""One stream of a cell's output: drained while the cell runs, kept up to a limit as head and tail."""
+"""One stream of a cell's output: drained while the cell runs, kept up to a limit as head and tail, and told as it comes
+to whoever wants to hear it.
+"""
 
 import asyncio
+import codecs
 import fcntl
 import os
 import struct
 import termios
+from collections.abc import Callable
 
 CHUNK_BYTES = 64 << 10
 FLOOD_BYTES = 1 << 20
@@ -45,6 +49,33 @@ class OutputRing:
         del self._tail[: max(0, len(self._tail) - self._tail_limit)]
 
 
+class LiveText:
+    """Tells what is written as text: character by character what `OutputRing.text` will say, if nothing is cut.
+
+    Of output that is cut it tells the first `limit` bytes, and nothing of the rest.
+    """
+
+    def __init__(self, limit: int, tell: Callable[[str], None]) -> None:
+        self._room = limit
+        self._tell = tell
+        self._cut = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def feed(self, data: bytes) -> None:
+        self._cut |= len(data) > self._room
+        told, self._room = data[: self._room], max(0, self._room - len(data))
+        self._say(self._decoder.decode(told))
+
+    def end(self) -> None:
+        """Bytes at the end that are no whole character are told as what they are, unless the cut went through it."""
+        if not self._cut:
+            self._say(self._decoder.decode(b"", final=True))
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._tell(text)
+
+
 def _decode(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 
@@ -79,14 +110,17 @@ class OutputStream:
         self._fd = fd
         self._loop = asyncio.get_running_loop()
         self._ring: OutputRing | None = None
+        self._live: LiveText | None = None
         self._resume: asyncio.TimerHandle | None = None
         self._closed = False
         os.set_blocking(fd, False)
         self._watch()
 
-    def begin(self) -> None:
+    def begin(self, tell: Callable[[str], None] | None = None) -> None:
+        """A cell starts; `tell` hears its output as it comes, and must not raise."""
         self._read_present()
         self._ring = OutputRing(self.limit)
+        self._live = None if tell is None else LiveText(self.limit, tell)
         if not self._watching:
             self._watch()
 
@@ -95,8 +129,10 @@ class OutputStream:
         ring = self._ring
         assert ring is not None, "finish() follows begin()"
         if not self._closed:
-            ring.feed(self._read_present())
-        self._ring = None
+            self._take(ring, self._read_present())
+        if self._live is not None:
+            self._live.end()
+        self._ring = self._live = None
         return ring
 
     def renew(self) -> int:
@@ -112,7 +148,7 @@ class OutputStream:
     def close(self) -> None:
         """The writers are dead; what they left in the pipe still belongs to the running cell."""
         if self._ring is not None:
-            self._ring.feed(self._read_present())
+            self._take(self._ring, self._read_present())
         self._unwatch()
         self._closed = True
         os.close(self._fd)
@@ -122,12 +158,17 @@ class OutputStream:
             self._unwatch()
             return
         data = os.read(self._fd, CHUNK_BYTES)
-        self._ring.feed(data)
+        self._take(self._ring, data)
         if not data:
             self._unwatch()
         elif self._ring.cut > FLOOD_BYTES:
             self._unwatch()
             self._resume = self._loop.call_later(FLOOD_PAUSE_S, self._watch)
+
+    def _take(self, ring: OutputRing, data: bytes) -> None:
+        ring.feed(data)
+        if self._live is not None:
+            self._live.feed(data)
 
     def _read_present(self) -> bytes:
         """What is in the pipe now, and not what a writer that never stops adds meanwhile."""

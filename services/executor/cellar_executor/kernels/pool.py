@@ -44,8 +44,8 @@ class Pool:
         return None
 
     def discard(self, kernels: Collection[JailedKernel]) -> None:
-        """Those of them that are here are closed, and replaced."""
-        for kernel in [kernel for kernel in self._ready if kernel in kernels]:
+        """Those of them that are here are closed, and replaced; so are those that died."""
+        for kernel in [kernel for kernel in self._ready if kernel in kernels or not kernel.alive]:
             self._ready.remove(kernel)
             closing = asyncio.create_task(kernel.close())
             self._closing.add(closing)

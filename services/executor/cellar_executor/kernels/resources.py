@@ -9,9 +9,12 @@ from pathlib import Path
 from cellar_client.schemas import Limits
 from cellar_executor.kernel import KernelUnavailable
 from cellar_executor.kernels.cgroups import CgroupTree, SessionCgroup
+from cellar_executor.kernels.fence import Fence
 from cellar_executor.kernels.jailed_kernel import JailedKernel, KernelProcess
 from cellar_executor.kernels.spawning import Spawner, open_spawner
 from cellar_executor.kernels.uids import HostUids
+
+FENCE_PAUSE_S = 0.1
 
 
 class Resources:
@@ -25,6 +28,7 @@ class Resources:
         self._spawner: Spawner | None = None
         self._sources: dict[Path, Path] = {}
         self._opening_spawner = asyncio.Lock()
+        self.fence = Fence()
         self._closed = False
         self.cgroups = cgroups
         self.own_uids = nsjail is not None and os.geteuid() == 0
@@ -43,8 +47,13 @@ class Resources:
                 await self._spawner.close()
                 self._spawner = None
             if self._spawner is None:
-                self._spawner, self._sources = await open_spawner(self._staged if self.own_uids else [])
+                self._spawner, self._sources = await open_spawner(self._staged if self.own_uids else [], self.fence)
             return self._spawner
+
+    async def unfenced(self) -> None:
+        """Until kernels may be had. Looked at again and again, because other threads move the fence."""
+        while self.fence.fallen:  # noqa: ASYNC110
+            await asyncio.sleep(FENCE_PAUSE_S)
 
     async def sources(self) -> Mapping[Path, Path]:
         """Where a jail's own uid can reach a tree that may lie in a folder closed to it."""
@@ -85,5 +94,6 @@ class Resources:
         await asyncio.gather(*(kernel.close_jail() for kernel in list(self._kernels)))
         if self._spawner is not None:
             await self._spawner.close()
+        self.fence.close()
         if self.cgroups is not None:
             await self.cgroups.remove()

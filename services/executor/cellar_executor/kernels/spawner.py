@@ -5,9 +5,9 @@ fork and exec, and the server has threads, where that may deadlock; staging take
 with threads cannot change for all of them; and a fork of the server would copy its page tables for every session.
 This process has one thread, no secret and no listener. It trusts the server, and nothing of a jail ever reaches it.
 
-Run as `python -I -m cellar_executor.kernels.spawner FD TREES`; one request per datagram on that socket, see
-`SpawnRequest`.
-When the server dies the socket closes, this process ends, and so do all jails.
+Run as `python -I -m cellar_executor.kernels.spawner SOCKET FENCE TREES`; one request per datagram on that socket, see
+`SpawnRequest`. When the server dies the socket closes, this process ends, and so do all jails. When the server is
+alive and may not have them any more, the fence ends it (`fence`).
 """
 
 import ctypes
@@ -15,12 +15,14 @@ import fcntl
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cellar_executor.kernels.fence import Deadline
 from cellar_executor.kernels.staging import stage
 
 MAX_DATAGRAM = 64 << 10
@@ -54,7 +56,8 @@ class SpawnRequest:
 def main() -> None:
     server = socket.socket(fileno=int(sys.argv[1]))
     server.set_inheritable(False)
-    trees = [Path(tree) for tree in json.loads(sys.argv[2])]
+    deadline = Deadline(*json.loads(sys.argv[2]))
+    trees = [Path(tree) for tree in json.loads(sys.argv[3])]
     try:
         if trees:
             stage(trees)
@@ -62,27 +65,40 @@ def main() -> None:
         server.send(json.dumps({"problem": exc.strerror}).encode())
         return
     server.send(json.dumps({"problem": None}).encode())
-    serve(server)
+    serve(server, deadline)
 
 
-def serve(server: socket.socket) -> None:
+def serve(server: socket.socket, deadline: Deadline) -> None:
     for number in DECIDED_BY_THE_SERVER:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, reap)
+    heard = select.poll()
+    heard.register(server, select.POLLIN)
+    heard.register(deadline.changes, select.POLLIN)
     while True:
-        message, fds, _, _ = socket.recv_fds(server, MAX_DATAGRAM, PASSED_FDS)
-        if not message:
+        ready = {fd for fd, _ in heard.poll()}
+        if deadline.changes in ready:
+            deadline.heed()
+        if server.fileno() in ready and not answer(server):
             return
-        request = SpawnRequest(**json.loads(message))
-        try:
-            pidfd = spawn(request, fds)
-        except OSError as exc:
-            server.send(json.dumps({"number": request.number, "problem": exc.strerror}).encode())
-        else:
-            socket.send_fds(server, [json.dumps({"number": request.number, "problem": None}).encode()], [pidfd])
-            os.close(pidfd)
-        for fd in fds:
-            os.close(fd)
+
+
+def answer(server: socket.socket) -> bool:
+    """The next request; False when the server is gone."""
+    message, fds, _, _ = socket.recv_fds(server, MAX_DATAGRAM, PASSED_FDS)
+    if not message:
+        return False
+    request = SpawnRequest(**json.loads(message))
+    try:
+        pidfd = spawn(request, fds)
+    except OSError as exc:
+        server.send(json.dumps({"number": request.number, "problem": exc.strerror}).encode())
+    else:
+        socket.send_fds(server, [json.dumps({"number": request.number, "problem": None}).encode()], [pidfd])
+        os.close(pidfd)
+    for fd in fds:
+        os.close(fd)
+    return True
 
 
 def reap(signum: int, frame: object) -> None:

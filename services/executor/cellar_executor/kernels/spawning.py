@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellar_executor.kernel import IsolationUnavailable, KernelUnavailable
+from cellar_executor.kernels.fence import Fence
 from cellar_executor.kernels.spawner import MAX_DATAGRAM, SpawnRequest
 from cellar_executor.kernels.staging import staged_path
 
@@ -74,13 +75,12 @@ class Spawner:
             waiting.set_exception(KernelUnavailable("the spawner ended"))
 
 
-async def open_spawner(trees: Sequence[Path]) -> tuple[Spawner, dict[Path, Path]]:
+async def open_spawner(trees: Sequence[Path], fence: Fence) -> tuple[Spawner, dict[Path, Path]]:
     """A spawner that stages `trees`; also where each of them is found. Raises `IsolationUnavailable`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listed = json.dumps([str(tree) for tree in trees])
-    command = [sys.executable, "-I", "-m", "cellar_executor.kernels.spawner", str(theirs.fileno()), listed]
     with theirs:
-        process = _start(command, theirs.fileno())
+        process = _start(theirs.fileno(), fence.fds, [str(tree) for tree in trees])
+    fence.guard(process.pid)
     ours.setblocking(False)
     loop = asyncio.get_running_loop()
     first = await loop.sock_recv(ours, MAX_DATAGRAM)
@@ -94,5 +94,11 @@ async def open_spawner(trees: Sequence[Path]) -> tuple[Spawner, dict[Path, Path]
     return Spawner(process, ours), {tree: staged_path(index) for index, tree in enumerate(trees)}
 
 
-def _start(command: list[str], fd: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL, env={})
+def _start(server: int, fence: Sequence[int], trees: list[str]) -> subprocess.Popen[bytes]:
+    arguments = (str(server), json.dumps(fence), json.dumps(trees))
+    return subprocess.Popen(
+        [sys.executable, "-I", "-m", "cellar_executor.kernels.spawner", *arguments],
+        pass_fds=[server, *fence],
+        stdin=subprocess.DEVNULL,
+        env={},
+    )

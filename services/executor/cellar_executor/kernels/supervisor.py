@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from cellar_client.schemas import Isolation, Limits, Tier
-from cellar_executor.kernel import IsolationUnavailable, KernelUnavailable, SupervisorConfig
+from cellar_executor.kernel import IsolationUnavailable, KernelUnavailable, Stock, SupervisorConfig
 from cellar_executor.kernels.cgroups import open_cgroups
 from cellar_executor.kernels.host import remedy
 from cellar_executor.kernels.jail import NAMESPACES
@@ -92,10 +92,18 @@ class ProcessSupervisor:
             await self._insist_on("warm")
 
     async def start(self, *, limits: Limits, runtime: str, seed: int | None, tier: Tier | None = None) -> JailedKernel:
+        if self._resources.fence.fallen:
+            raise KernelUnavailable("this server's time to have kernels is over")
         try:
             return await self._chosen(tier or self._tier).start(limits=limits, runtime=runtime, seed=seed)
         except (OSError, IsolationUnavailable) as exc:
             raise KernelUnavailable(f"a kernel could not be started: {exc}") from exc
+
+    def fence(self, until: float) -> None:
+        self._resources.fence.put_off(until)
+
+    def stock(self) -> Mapping[str, Stock]:
+        return {} if self._warm is None else self._warm.stock()
 
     async def self_test(self) -> str | None:
         """Also None without isolation, when a kernel starts at all: `isolation` tells that there is none."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
 
 from cellar_client.schemas import Limits
-from cellar_executor.kernel import IsolationUnavailable, KernelUnavailable, SupervisorConfig
+from cellar_executor.kernel import IsolationUnavailable, KernelUnavailable, Stock, SupervisorConfig
 from cellar_executor.kernels.jail import render, session_configuration
 from cellar_executor.kernels.jailed_kernel import JailedKernel, KernelProcess
 from cellar_executor.kernels.launch import CONFIGURATION, Plan, closing, control_pair, launch_zygote, pipe
@@ -41,6 +41,9 @@ class WarmTier:
             await asyncio.gather(*(runtime.open() for runtime in self._runtimes.values()))
         except (KernelUnavailable, OSError) as exc:
             raise IsolationUnavailable(str(exc)) from exc
+
+    def stock(self) -> dict[str, Stock]:
+        return {name: runtime.stock() for name, runtime in self._runtimes.items()}
 
     async def start(self, *, limits: Limits, runtime: str, seed: int | None) -> JailedKernel:
         kernel = await self._runtimes[runtime].take(limits)
@@ -77,6 +80,9 @@ class WarmRuntime:
         await self._zygotes.open()
         self._pool.open()
 
+    def stock(self) -> Stock:
+        return Stock(ready=len(self._pool), zygotes=len(self._zygotes), made=self._zygotes.made)
+
     async def take(self, limits: Limits) -> JailedKernel:
         """One that is ready, or one made for these limits. Raises `KernelUnavailable`."""
         if self._ready_limits is not None and same_jail(limits, self._ready_limits):
@@ -105,6 +111,7 @@ class WarmRuntime:
             return await make_clone(self._resources, zygote, self._ready_limits)
 
     async def _start_zygote(self) -> Zygote:
+        await self._resources.unfenced()
         async with AsyncExitStack() as held:
             own_uids = self._resources.own_uids
             jail = ZygoteJail(

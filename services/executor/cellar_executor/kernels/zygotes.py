@@ -36,10 +36,20 @@ class Zygotes:
         self._on_retired = on_retired
         self._serving: list[Zygote] = []
         self._retired: list[Zygote] = []
+        self._made_by_retired = 0
         self._keepers: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._problem: str | None = None
         """Why the last attempt to start one failed."""
+
+    def __len__(self) -> int:
+        """Those that make sessions."""
+        return sum(zygote.open for zygote in self._serving)
+
+    @property
+    def made(self) -> int:
+        """Sessions, so far."""
+        return self._made_by_retired + sum(zygote.made for zygote in self._serving)
 
     async def open(self) -> None:
         """Until the first one is warm; the others follow. Raises `KernelUnavailable`, `OSError` if it is not."""
@@ -116,6 +126,7 @@ class Zygotes:
 
     def _retire(self, zygote: Zygote) -> None:
         zygote.retire()
+        self._made_by_retired += zygote.made
         self._retired = [zygote, *(other for other in self._retired if not other.closed)]
         self._on_retired(zygote)
 
