@@ -45,10 +45,12 @@ ErrorCode = Literal[
     "idempotency_mismatch",  # 422, the same key or cell id with another body
     "too_many_sessions",  # 429 + Retry-After
     "too_many_cells",  # 429, too many cells pending in one session
+    "quota_exceeded",  # 429 + Retry-After, the tenant has as much going on as it may: runs, cells per second, memory
     "internal_error",  # 500
     "not_supported",  # 501, in the contract but not offered by this server
     "store_unavailable",  # 503 + Retry-After, Redis does not answer
     "kernel_unavailable",  # 503 + Retry-After, no isolated kernel could be started
+    "owner_unavailable",  # 503 + Retry-After, the server that holds the session does not answer or just gave it up
     "shutting_down",  # 503 + Retry-After
 ]
 
@@ -195,6 +197,8 @@ class QueueCells(Request):
 
 class Cells(Reply):
     cells: list[Cell]
+    next_after: int | None = None
+    """There are more than were asked for: `after` of the next page."""
 
 
 class RunRequest(Request):
@@ -240,9 +244,30 @@ class Run(Reply):
 
 
 class RunAccepted(Reply):
-    """`GET .../runs/{run_id}` while the run goes on."""
+    """A run that goes on: the answer to `Prefer: respond-async` and, until its end, to `GET .../runs/{run_id}`; also
+    the first event of a stream."""
 
     run_id: str
+
+
+class CellStarted(Reply):
+    cell_id: str
+    index: int
+
+
+class CellOutput(Reply):
+    """What a cell has written since the last such event; at most `output_bytes` of each stream. The `Cell` has all."""
+
+    cell_id: str
+    stream: Literal["stdout", "stderr"]
+    text: str
+    dropped: bool = False
+    """Some text of this stream was left out before this one, since the reader was too slow for it."""
+
+
+RunEvent = RunAccepted | CellStarted | CellOutput | Cell | Run
+"""An event of `POST .../run?stream=true`: `run` first, then for each cell `cell_started`, `output` as it comes, and
+`cell`; last `done`, or `error` with a `Problem`."""
 
 
 class ExecuteRequest(Request):
@@ -361,6 +386,8 @@ class Isolation(Reply):
 
 class Info(Reply):
     version: str
+    instance: str = ""
+    """Which of several servers on one Redis this is."""
     isolation: Isolation
     limits: Limits
     max_sessions: int

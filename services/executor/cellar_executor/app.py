@@ -1,34 +1,46 @@
 """The ASGI application: routes behind the gate, and every error as `application/problem+json`."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from cellar_client.schemas import FieldProblem
-from cellar_executor import __version__
+from cellar_executor import __version__, telemetry
+from cellar_executor.about_routes import about
 from cellar_executor.errors import Refusal, respond
 from cellar_executor.file_routes import files
+from cellar_executor.forward import Forward
 from cellar_executor.gate import Gate
-from cellar_executor.routes import about, v1
+from cellar_executor.observed import HEADER, Observed
+from cellar_executor.openapi import document
+from cellar_executor.peers import Peers
+from cellar_executor.routes import v1
 from cellar_executor.service import Service
 
+ROUTERS = (v1, files, about)
 MAX_FIELD_CHARS = 100
 
 log = logging.getLogger(__name__)
 
 
-def create_app(service: Service, *, api_keys: Mapping[str, str], max_body_bytes: int) -> FastAPI:
-    """The application. `api_keys` (key -> tenant) empty means: one tenant, no key asked."""
+def create_app(service: Service, *, max_body_bytes: int, peers: Peers | None = None) -> FastAPI:
+    """The application; no `peers`: no other server."""
     app = FastAPI(title="Cellar executor", version=__version__, redirect_slashes=False)
+    app.openapi = partial(document, app)  # type: ignore[method-assign]  # as FastAPI's own manual does
     app.state.service = service
-    app.include_router(v1)
-    app.include_router(files)
-    app.include_router(about)
-    app.add_middleware(Gate, api_keys=api_keys, max_body_bytes=max_body_bytes)
+    app.state.peers = peers
+    for router in ROUTERS:
+        app.include_router(router)
+    if peers is not None:
+        app.add_middleware(Forward, service=service, peers=peers)
+    app.add_middleware(Gate, tenants=service.tenants, max_body_bytes=max_body_bytes)
+    app.add_middleware(Observed)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
@@ -55,17 +67,25 @@ def _field_problem(loc: Sequence[Any], message: str) -> FieldProblem:
     return FieldProblem(field=path[:MAX_FIELD_CHARS], message=message)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
             return respond(Refusal("not_found"))
         case 405:
-            return respond(Refusal("method_not_allowed"), error.headers)
+            return respond(Refusal("method_not_allowed"), {"Allow": ", ".join(sorted(_methods_of(request)))})
         case _:
             return respond(Refusal("invalid_request", str(error.detail)))
 
 
+def _methods_of(request: Request) -> set[str]:
+    """What the path can be asked for: Starlette itself names the methods of one of its routes only."""
+    routes = (route for router in ROUTERS for route in router.routes if isinstance(route, Route))
+    return {
+        method for route in routes if route.matches(request.scope)[0] != Match.NONE for method in route.methods or ()
+    }
+
+
 async def _failed(_: Request, error: Exception) -> Response:
     log.error("request failed", exc_info=error)
-    return respond(Refusal("internal_error"))
+    return respond(Refusal("internal_error"), {HEADER: telemetry.request_id() or ""})  # here no middleware adds it

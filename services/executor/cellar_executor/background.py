@@ -14,7 +14,8 @@ class Background:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
+        """Begun at once, up to where it first has to wait."""
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

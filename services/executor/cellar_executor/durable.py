@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 async def answered(background: Background, work: Callable[[asyncio.Future[T]], Coroutine[Any, Any, T]]) -> T:
     """What `work` gives, or what it tells its client before its end. It goes on whatever becomes of the caller."""
     answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    background.start(_settle(answer, work(answer)))
+    background.start(settle(answer, work(answer)))
     return await asyncio.shield(answer)
 
 
@@ -37,7 +37,17 @@ async def recorded(write: Callable[[], Awaitable[R]], answer: asyncio.Future[Any
             await asyncio.sleep(RETRY_S)
 
 
-async def _settle(answer: asyncio.Future[T], work: Coroutine[Any, Any, T]) -> None:
+async def retried(write: Callable[[], Awaitable[R]]) -> R:
+    """The same for what no client waits for."""
+    while True:
+        try:
+            return await write()
+        except StoreUnavailable:
+            await asyncio.sleep(RETRY_S)
+
+
+async def settle(answer: asyncio.Future[T], work: Coroutine[Any, Any, T]) -> None:
+    """Give what `work` gives, or raises, to whoever waits for the answer."""
     try:
         result = await work
     except Exception as error:

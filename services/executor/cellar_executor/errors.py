@@ -3,11 +3,13 @@
 A cell that fails is not an error but a result; see `runs`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from fastapi import Response
 
 from cellar_client.schemas import ErrorCode, FieldProblem, Problem
+from cellar_executor import metrics
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -36,30 +38,46 @@ STATUS: Mapping[ErrorCode, tuple[int, str]] = {
     "idempotency_mismatch": (422, "The same key or cell id came with another body"),
     "too_many_sessions": (429, "No more sessions can be had now"),
     "too_many_cells": (429, "The session's log is full"),
+    "quota_exceeded": (429, "The tenant has as much going on as it may"),
     "internal_error": (500, "The server failed"),
     "not_supported": (501, "This server does not offer that"),
     "store_unavailable": (503, "Redis does not answer"),
     "kernel_unavailable": (503, "No isolated kernel could be started"),
+    "owner_unavailable": (503, "The server that holds the session does not answer"),
     "shutting_down": (503, "The server is shutting down"),
 }
 
 RETRY_AFTER_S: Mapping[ErrorCode, float] = {
     "request_in_progress": 1,
     "too_many_sessions": 1,
+    "quota_exceeded": 1,
     "store_unavailable": 1,
     "kernel_unavailable": 1,
+    "owner_unavailable": 1,
     "shutting_down": 5,
 }
+
+
+class CannotServe(Exception):
+    """The server does not start; the message says why."""
 
 
 class Refusal(Exception):
     """The request is not granted; `code` says why. Raised anywhere below a route, answered by `respond`."""
 
-    def __init__(self, code: ErrorCode, detail: str = "", *, errors: Sequence[FieldProblem] = ()) -> None:
+    def __init__(
+        self,
+        code: ErrorCode,
+        detail: str = "",
+        *,
+        errors: Sequence[FieldProblem] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(f"{code}: {detail}")
         self.code: ErrorCode = code
         self.detail = detail
         self.errors = errors
+        self.retry_after_s = RETRY_AFTER_S.get(code) if retry_after_s is None else retry_after_s
 
 
 class StoreUnavailable(Refusal):
@@ -69,11 +87,19 @@ class StoreUnavailable(Refusal):
         super().__init__("store_unavailable", detail)
 
 
+class Moved(Refusal):
+    """This server does not hold the session (any more): the next request finds the one that does."""
+
+    def __init__(self) -> None:
+        super().__init__("owner_unavailable", "the session has just been taken over by another server")
+
+
 def invalid_field(field: str, message: str) -> Refusal:
     return Refusal("invalid_request", errors=[FieldProblem(field=field, message=message)])
 
 
 def problem_of(refusal: Refusal) -> Problem:
+    metrics.refusals.labels(refusal.code).inc()
     status, title = STATUS[refusal.code]
     return Problem(
         title=title,
@@ -81,7 +107,7 @@ def problem_of(refusal: Refusal) -> Problem:
         code=refusal.code,
         detail=refusal.detail,
         errors=list(refusal.errors),
-        retry_after_s=RETRY_AFTER_S.get(refusal.code),
+        retry_after_s=refusal.retry_after_s,
     )
 
 
@@ -89,7 +115,7 @@ def respond(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Respo
     problem = problem_of(refusal)
     all_headers = dict(headers or {})
     if problem.retry_after_s is not None:
-        all_headers["Retry-After"] = str(round(problem.retry_after_s))
+        all_headers["Retry-After"] = str(math.ceil(problem.retry_after_s))
     if problem.status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
     return Response(problem.model_dump_json(), problem.status, all_headers, MEDIA_TYPE)

@@ -8,7 +8,8 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from cellar_client.schemas import Files
 from cellar_executor.errors import Refusal
-from cellar_executor.routes import REFUSALS, Caller, Id
+from cellar_executor.openapi import KERNEL, SESSION, refusals
+from cellar_executor.routes import Caller, Id
 
 BYTES: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 DOWNLOAD = {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment", "Cache-Control": "no-store"}
@@ -23,7 +24,10 @@ class AnyText(PathConvertor):
 
 register_url_convertor("text", AnyText())
 
-files = APIRouter(prefix="/v1/sessions/{session_id}/files", responses=REFUSALS)
+files = APIRouter(
+    prefix="/v1/sessions/{session_id}/files",
+    responses=refusals(*SESSION, *KERNEL, "file_not_found", "file_too_large", "invalid_path"),
+)
 
 
 async def _path(request: Request, path: str) -> str:
@@ -50,7 +54,7 @@ async def get_file(call: Caller, session_id: Id, path: FilePath) -> Response:
     return Response(data, headers=DOWNLOAD, media_type="application/octet-stream")
 
 
-@files.put("/{path:text}", status_code=204, openapi_extra={"requestBody": {"content": BYTES, "required": True}})
+@files.put("/{path:text}", status_code=204, openapi_extra={"requestBody": {"content": BYTES}})
 async def put_file(call: Caller, session_id: Id, path: FilePath, request: Request) -> Response:
     call.refuse_if_draining()
     await call.service.put_file(call.ref(session_id), path, await request.body())

@@ -61,7 +61,7 @@ class SessionFiles:
         async def read_in_turn() -> T:
             async with self._turn(live) as kernel:
                 found = await read(kernel)
-            await self._store.touch(live.ref, live.config.idle_ttl_s)
+            await self._store.touch(live.owned, live.config.idle_ttl_s)
             return found
 
         return await self._background.finish(read_in_turn())
@@ -75,13 +75,13 @@ class SessionFiles:
     ) -> None:
         async with self._turn(live) as kernel:
             ttl_s = live.config.idle_ttl_s
-            number = await self._store.stage_file(live.ref, path, data, ttl_s)
+            number = await self._store.stage_file(live.owned, path, data, ttl_s)
             try:
                 await (kernel.delete_file(path) if data is None else kernel.put_file(path, data))
             except (KernelFileError, KernelUnavailable):
-                await self._store.drop_file(live.ref, number, ttl_s)
+                await self._store.drop_file(live.owned, number, ttl_s)
                 raise
-            await recorded(lambda: self._store.keep_file(live.ref, number, ttl_s), answer)
+            await recorded(lambda: self._store.keep_file(live.owned, number, ttl_s), answer)
 
     @asynccontextmanager
     async def _turn(self, live: LiveSession) -> AsyncIterator[Kernel]:

@@ -13,6 +13,7 @@ from cellar_executor.recovery import Recovery
 from cellar_executor.replay import Log, Replay
 from cellar_executor.sessions import LiveSession, LiveSessions
 from cellar_executor.store import Store
+from cellar_executor.tenants import Tenants
 
 REPLAYS_AT_ONCE = 4
 
@@ -26,8 +27,11 @@ class Forks:
     own log is played again, and what the others did to the files is not in it.
     """
 
-    def __init__(self, store: Store, sessions: LiveSessions, recovery: Recovery, replay: Replay) -> None:
+    def __init__(
+        self, store: Store, sessions: LiveSessions, recovery: Recovery, replay: Replay, tenants: Tenants
+    ) -> None:
         self._store = store
+        self._tenants = tenants
         self._sessions = sessions
         self._recovery = recovery
         self._replay = replay
@@ -36,7 +40,7 @@ class Forks:
         """Takes the origin's turn, and leaves the origin as it was.
 
         Raises `invalid_request`, `session_exists`, `session_lost`, `session_not_found`, `not_repeatable`,
-        `too_many_sessions`, `kernel_unavailable`, `isolation_unavailable`.
+        `too_many_sessions`, `quota_exceeded`, `kernel_unavailable`, `isolation_unavailable`.
         """
         refs = _refs(origin.ref.tenant, request, ids)
         if await self._forked_before(refs, ids.nonce):
@@ -45,7 +49,7 @@ class Forks:
         async with origin.my_turn():
             if request.trust == "shared" or origin.lost:
                 await self._recovery.ensure_kernel(origin)
-            with self._sessions.reserve(len(refs)):
+            with self._sessions.reserve(origin.ref.tenant, origin.config.limits.memory_mb, len(refs)):
                 kernels = await self._kernels(origin, request, len(refs))
                 return await self._hold(origin, refs, kernels, ids.nonce)
 
@@ -89,7 +93,7 @@ class Forks:
         self, origin: LiveSession, refs: Sequence[Ref], kernels: Sequence[Kernel], nonce: str
     ) -> list[SessionRecord]:
         copies = [
-            LiveSession(ref, origin.config, generation=1, kernel=kernel, unrepeatable=origin.unrepeatable)
+            LiveSession(ref, origin.config, epoch=1, generation=1, kernel=kernel, unrepeatable=origin.unrepeatable)
             for ref, kernel in zip(refs, kernels, strict=True)
         ]
         try:
@@ -98,7 +102,8 @@ class Forks:
             await asyncio.gather(*(kernel.close() for kernel in kernels))
             raise
         try:
-            return await self._store.fork(origin.ref, refs, origin.config.idle_ttl_s, origin=nonce)
+            ttl_s, quota = origin.config.idle_ttl_s, self._tenants.quota(origin.ref.tenant)
+            return await self._store.fork(origin.owned, refs, ttl_s, origin=nonce, max_sessions=quota.sessions)
         except BaseException:
             await asyncio.gather(*(self._sessions.close(ref) for ref in refs))
             raise

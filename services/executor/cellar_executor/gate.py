@@ -1,23 +1,30 @@
 """In front of all routes: who may speak, and how much. Refuses before a body is buffered."""
 
-import hashlib
-import hmac
-from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cellar_executor.errors import Refusal, respond
-from cellar_executor.settings import is_loopback
+from cellar_executor.errors import CannotServe, Refusal, respond
+from cellar_executor.settings import ENV_PREFIX, is_loopback
+from cellar_executor.tenants import Tenants
+
+
+def refuse_open_house(host: str, tenants: Tenants) -> None:
+    """Without keys nothing but loopback is served. Raises `CannotServe`."""
+    if not tenants.keys_required and not is_loopback(host):
+        raise CannotServe(
+            f"without API keys only a loopback address is served, and {host} is none: "
+            f"set {ENV_PREFIX}API_KEYS, make a key with `cellar-executor keys add`, or use --host 127.0.0.1"
+        )
 
 
 class Gate:
     """ASGI middleware: puts the tenant into the request's state and hands on whole bodies of bounded size."""
 
-    def __init__(self, app: ASGIApp, *, api_keys: Mapping[str, str], max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, tenants: Tenants, max_body_bytes: int) -> None:
         self._app = app
-        self._tenants = {_digest(key): tenant for key, tenant in api_keys.items()}
+        self._tenants = tenants
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,15 +41,13 @@ class Gate:
         await self._app(scope, _replay(body, receive), send)
 
     def _tenant(self, headers: Headers) -> str:
-        if not self._tenants:
+        if not self._tenants.keys_required:
             return _local_tenant(headers)
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = _digest(key)
-        # Every key is compared, each in constant time: the answer's time tells nothing about them.
-        matches = [tenant for digest, tenant in self._tenants.items() if hmac.compare_digest(digest, given)]
-        if scheme.lower() != "bearer" or not matches:
+        tenant = self._tenants.tenant_of(key)
+        if scheme.lower() != "bearer" or tenant is None:
             raise Refusal("unauthorized")
-        return matches[0]
+        return tenant
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         length = headers.get("content-length", "")
@@ -84,10 +89,6 @@ def _names_this_machine(url: str) -> bool:
         return is_loopback(urlsplit(url).hostname or "")
     except ValueError:
         return False
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -7,6 +7,7 @@ beside the claim. A later request with the key finds
 * another digest: `idempotency_mismatch`;
 * the first one still being answered by this server: `request_in_progress`;
 * an answer: that answer, and nothing is done;
+* the first one still being answered by another server that lives: `request_in_progress`;
 * a claim without an answer, because the server died or refused for a while: it is answered as if it were the first,
   under the same ids, and so finds what the first one did. A cell that is pending is run; one that was started by a
   dead server is `lost`; one that finished gives its run.
@@ -15,6 +16,7 @@ Runs are not kept a second time: their cells are their record, and the last case
 either: they left nothing behind, or what they left is found again.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -23,10 +25,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from cellar_executor.background import Background
+from cellar_executor.durable import retried
 from cellar_executor.errors import Refusal, StoreUnavailable
 from cellar_executor.ids import Ids
-from cellar_executor.records import Claim
 from cellar_executor.store import Store
+
+GIVE_UP_S = 1.0
+"""How long a refusal waits for Redis to know of it."""
 
 Work = Callable[[Ids], Coroutine[Any, Any, BaseModel | None]]
 """Does what a request asks, under these ids."""
@@ -92,28 +97,35 @@ class Idempotency:
 
     async def _claimed(self, operation: Operation, key: Key) -> Answer:
         try:
-            claim = await self._store.claim(key.name, key.digest, Ids.fresh().nonce)
-            if claim.kind == "mismatch":
-                raise Refusal("idempotency_mismatch", "this key came with another request before")
-            if claim.kind == "answered":
-                return Answer(claim.status, claim.body, replayed=True)
-            return await self._do(operation, key, claim)
-        finally:
-            del self._in_flight[key.name]
-
-    async def _do(self, operation: Operation, key: Key, claim: Claim) -> Answer:
-        resumed = claim.kind == "unanswered"
-        try:
-            body = render(await operation.work(Ids(claim.nonce, resumed)))
-        except StoreUnavailable:
-            raise  # what was done is unknown: the claim stays, and the next request with the key finds out
-        except Refusal:
-            if operation.refused_left_nothing:
-                await self._store.unclaim(key.name)
+            answer = await self._first_or_kept(operation, key)
+        except Exception as error:
+            # After a silence of Redis what was done is unknown; the next request with the key finds out.
+            refused = isinstance(error, Refusal) and not isinstance(error, StoreUnavailable)
+            giving_up = self._give_up(key, forget=refused and operation.refused_left_nothing)
+            await asyncio.wait([self._background.start(giving_up)], timeout=GIVE_UP_S)
             raise
+        del self._in_flight[key.name]
+        return answer
+
+    async def _first_or_kept(self, operation: Operation, key: Key) -> Answer:
+        nonce = Ids.fresh().nonce
+        claim = await self._store.claim(key.name, key.digest, nonce, to_settle=operation.keep_answer)
+        if claim.kind == "in_progress":
+            raise Refusal("request_in_progress", "another server answers it")
+        if claim.kind == "answered":
+            return Answer(claim.status, claim.body, replayed=True)
+        resumed = claim.kind == "unanswered"
+        body = render(await operation.work(Ids(claim.nonce, resumed)))
         if operation.keep_answer:
             await self._store.settle(key.name, operation.status, body)
         return Answer(operation.status, body, replayed=resumed)
+
+    async def _give_up(self, key: Key, *, forget: bool) -> None:
+        """The request is not answered: whoever gets it next may, here or elsewhere. Until Redis knows, nobody does."""
+        try:
+            await retried(lambda: self._store.unclaim(key.name, forget=forget))
+        finally:
+            del self._in_flight[key.name]
 
 
 def render(reply: BaseModel | None) -> str:

@@ -23,6 +23,13 @@ class Ref(NamedTuple):
         return cls(*text.split("/", 1))
 
 
+class Owned(NamedTuple):
+    """A session as its owner holds it. Nothing is done for it once the session was taken over, at a later epoch."""
+
+    ref: Ref
+    epoch: int
+
+
 @dataclass(frozen=True, slots=True)
 class Ids:
     """The ids one request gives to what it makes. The same nonce gives the same ids, so that a retry finds them."""

@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from cellar_client.schemas import Cell, CellStatus, Limits, Recovery, Tier
+from cellar_client.schemas import Cell, CellStatus, Limits, OnError, Recovery, Tier
 from cellar_executor.ids import Ref
 
 OUTCOME = {
@@ -36,12 +36,18 @@ class SessionConfig(BaseModel):
 class SessionRecord:
     ref: Ref
     config: SessionConfig
+    owner: str
+    """Server that holds it, or held it last; "" when it was given up."""
+    epoch: int
+    """One more each time another server took it over: the fencing token."""
     generation: int
     base_generation: int
     created_at: float
     expires_at: float
     cells_total: int
     cells_pending: int
+    running: bool
+    """A cell was running, by the log."""
     unrepeatable: bool
     """Its state cannot be rebuilt once its kernel is dead, until a reset."""
 
@@ -82,6 +88,24 @@ class RunHead(BaseModel):
     recovered: bool
 
 
+class RunPlan(BaseModel):
+    """What a run asks that was accepted before its turn: enough to begin it, also by another server."""
+
+    run_id: str
+    cell_id: str | None
+    """Of its own cell."""
+    timeout_s: float
+    on_error: OnError
+    atomic: bool
+
+
+class QueuedRun(RunPlan):
+    order: int
+    """Among the session's queued runs."""
+    bound: int
+    """Index of the last cell that it may run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Atomic:
     """How an atomic run stands when one of its cells has finished."""
@@ -114,7 +138,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    kind: Literal["first", "mismatch", "unanswered", "answered"]
+    kind: Literal["first", "in_progress", "unanswered", "answered"]
     nonce: str = ""
     status: int = 0
     body: str = ""
@@ -122,7 +146,6 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    max_sessions: int
     max_pending_cells: int
     max_log_bytes: int
     answer_ttl_s: int
@@ -132,20 +155,21 @@ def session_record(ref: Ref, row: Mapping[str, str], pending: int) -> SessionRec
     return SessionRecord(
         ref=ref,
         config=SessionConfig.model_validate_json(row["config"]),
+        owner=row.get("owner", ""),
+        epoch=int(row.get("epoch", 0)),
         generation=int(row["generation"]),
         base_generation=int(row["base"]),
         created_at=float(row["created_at"]),
         expires_at=float(row["expires_at"]),
         cells_total=int(row["cells"]),
         cells_pending=pending,
+        running="running" in row,
         unrepeatable="unrepeatable" in row,
     )
 
 
-def cell_record(index: int, row: Mapping[str, str], instance: str) -> CellRecord:
+def cell_record(index: int, row: Mapping[str, str]) -> CellRecord:
     status = cast(CellStatus, row["status"])
-    if status == "running" and row["instance"] != instance:
-        status = "lost"  # the server that started it is gone; whether it ran to its end is unknown
     outcome = json.loads(row.get("outcome", "{}"))
     generation = row.get("generation")
     return CellRecord(

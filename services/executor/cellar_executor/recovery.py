@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from cellar_executor import metrics
 from cellar_executor.durable import recorded
 from cellar_executor.errors import Refusal
 from cellar_executor.kernel import Kernel
@@ -34,14 +35,14 @@ class Recovery:
         """A live kernel with the session's state.
 
         Raises `session_lost` where the state may not or cannot be rebuilt, `session_not_found`, `too_many_sessions`,
-        `kernel_unavailable`, `isolation_unavailable`, `store_unavailable`.
+        `quota_exceeded`, `kernel_unavailable`, `isolation_unavailable`, `store_unavailable`, `Moved`.
         """
         if live.alive:
             return
         if live.lost:
             await self._store.session(live.ref)  # or it is not lost but deleted
         live.refuse_if_lost()
-        with self._sessions.reserve():
+        with self._sessions.reserve(live.ref.tenant, live.config.limits.memory_mb):
             await self._rebuild(live, None)
         live.recovered = True
         log.info("session recovered", extra={"session_id": live.ref.session_id, "generation": live.generation})
@@ -53,7 +54,7 @@ class Recovery:
         """
         if live.kernel is not None:
             await live.kernel.close()
-        with self._sessions.reserve(replaced=1):
+        with self._sessions.reserve(live.ref.tenant, live.config.limits.memory_mb, replaced=1):
             await self._rebuild(live, answer)
         log.info("session rolled back", extra={"session_id": live.ref.session_id, "generation": live.generation})
 
@@ -65,10 +66,11 @@ class Recovery:
         kernel = await in_store(lambda: self._rebuilt(live))
         if kernel is None:
             live.unrepeatable = True
-            await in_store(lambda: self._store.mark_lost(live.ref))
+            metrics.sessions_lost.inc()
+            await in_store(lambda: self._store.mark_lost(live.owned))
             raise Refusal("session_lost", "its cells could not be run again; a reset gives it a fresh namespace")
         try:
-            await in_store(lambda: self._store.new_generation(live.ref, generation, ttl_s, reset=False))
+            await in_store(lambda: self._store.new_generation(live.owned, generation, ttl_s, reset=False))
             self._sessions.renew(live, kernel)
         except BaseException:
             await kernel.close()

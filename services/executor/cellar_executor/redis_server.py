@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+SOCKET = "socket"
+"""In the data folder: a link to where the socket is."""
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.02
@@ -59,7 +61,7 @@ class RedisServer:
     def wait_until_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
+        while not _answers(self._socket):
             if self._process.poll() is not None:
                 raise RedisError(f"redis-server does not start; see {self._data_dir / 'redis.log'}")
             if time.monotonic() > deadline:
@@ -91,16 +93,6 @@ class RedisServer:
         }
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 
-    def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(1)
-            try:
-                client.connect(str(self._socket))
-                client.sendall(b"PING\r\n")
-                return client.recv(64).startswith(b"+PONG")
-            except OSError:
-                return False
-
 
 @contextlib.contextmanager
 def redis_server(binary: Path, data_dir: Path) -> Iterator[RedisServer]:
@@ -111,7 +103,7 @@ def redis_server(binary: Path, data_dir: Path) -> Iterator[RedisServer]:
     with (
         _locked(data_dir / "server.lock", "another server uses this data folder"),
         _locked(data_dir / "redis.lock", still_going, wait_s=START_TIMEOUT_S) as lock_fd,
-        _socket_dir(data_dir / "socket") as socket_dir,
+        _socket_dir(data_dir / SOCKET) as socket_dir,
     ):
         server = RedisServer(binary, redis_dir.absolute(), socket_dir, lock_fd)
         server.ensure_running()
@@ -120,6 +112,26 @@ def redis_server(binary: Path, data_dir: Path) -> Iterator[RedisServer]:
             yield server
         finally:
             server.stop()
+
+
+def running_redis(data_dir: Path) -> str | None:
+    """URL of the Redis that another process has running over the data folder, if one has."""
+    try:
+        path = (data_dir / SOCKET).readlink() / "redis.sock"
+    except OSError:
+        return None
+    return f"unix://{path}" if _answers(path) else None
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
+        try:
+            client.connect(str(path))
+            client.sendall(b"PING\r\n")
+            return client.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -15,26 +16,27 @@ import uvicorn
 import uvloop
 
 from cellar_client.schemas import Isolation
+from cellar_executor import tracing
 from cellar_executor.app import create_app
-from cellar_executor.errors import StoreUnavailable
+from cellar_executor.errors import CannotServe, StoreUnavailable
+from cellar_executor.gate import refuse_open_house
 from cellar_executor.kernel import Supervisor, SupervisorConfig
 from cellar_executor.kernels import descriptors
 from cellar_executor.kernels.supervisor import open_supervisor
+from cellar_executor.peers import Peers, open_peers
 from cellar_executor.records import Quotas
 from cellar_executor.redis_server import RedisServer, redis_server
 from cellar_executor.service import Service
 from cellar_executor.settings import Settings, find_binary
 from cellar_executor.store import Store, open_store
+from cellar_executor.store.durability import insist_on_durability
+from cellar_executor.store.lease import Lease
+from cellar_executor.telemetry import log_as
+from cellar_executor.tenants import Tenants
 
 HOUSEKEEPING_EVERY_S = 1.0
-LEASE_S = 10.0
-"""With a Redis of its own the server's lock file says who owns the store; with a shared one this lease does."""
 
 log = logging.getLogger(__name__)
-
-
-class CannotServe(Exception):
-    """The server does not start; the message says why."""
 
 
 def serve(settings: Settings) -> None:
@@ -66,51 +68,61 @@ def _redis(settings: Settings) -> Iterator[RedisServer | None]:
 
 
 async def _serve(settings: Settings, listener: socket.socket, redis: RedisServer | None) -> None:
+    url = redis.url if redis is not None else settings.redis_url
+    assert url is not None
     async with contextlib.AsyncExitStack() as stack:
-        store = await stack.enter_async_context(_owned_store(settings, redis))
+        instance = secrets.token_hex(8)
+        log_as(instance)
+        if settings.traces:
+            stack.callback(tracing.start(instance))
+        store = await stack.enter_async_context(open_store(url, instance, _quotas(settings)))
+        tenants = Tenants(settings.api_keys, settings.default_quota)
+        await insist_on_durability(store, settings.durability)
+        await tenants.refresh(store)
+        refuse_open_house(settings.host, tenants)
         supervisor = await open_supervisor(_supervisor_config(settings))
         stack.push_async_callback(supervisor.close)
-        service = _service(settings, store, supervisor)
+        service = _service(settings, store, supervisor, tenants)
+        advertised = settings.advertise_url or _url(listener)
+        await stack.enter_async_context(_member(settings, store, service, supervisor, advertised))
         stack.push_async_callback(service.close)
-        server = _Server(settings, service, listener, supervisor.isolation)
-        housekeeping = asyncio.create_task(_housekeeping(service, store, redis, server))
+        peers = await stack.enter_async_context(open_peers(service)) if settings.redis_url is not None else None
+        server = _Server(settings, service, peers, listener, supervisor.isolation)
+        housekeeping = asyncio.create_task(_housekeeping(service, store, redis))
         await server.serve(sockets=[listener])
         housekeeping.cancel()
 
 
-@contextlib.asynccontextmanager
-async def _owned_store(settings: Settings, redis: RedisServer | None) -> AsyncIterator[Store]:
-    quotas = Quotas(
-        max_sessions=settings.max_sessions,
+def _quotas(settings: Settings) -> Quotas:
+    return Quotas(
         max_pending_cells=settings.max_pending_cells,
         max_log_bytes=settings.max_log_mb * 2**20,
         answer_ttl_s=settings.idempotency_ttl_s,
     )
-    url = redis.url if redis is not None else settings.redis_url
-    assert url is not None
-    async with open_store(url, instance=secrets.token_hex(8), quotas=quotas) as store:
-        try:
-            if redis is not None:
-                await store.take_over()
-                yield store
-            else:
-                await _lease(store)
-                yield store
-                with contextlib.suppress(StoreUnavailable):  # then the lease ends by itself
-                    await store.release_lease()
-        except StoreUnavailable as error:
-            raise CannotServe(f"Redis does not answer: {error.detail}") from error
 
 
-async def _lease(store: Store) -> None:
-    policy = await store.eviction_policy()
-    if policy != "noeviction":
-        raise CannotServe(f"this Redis may evict sessions (maxmemory-policy {policy}): set it to noeviction")
-    for _ in range(round(LEASE_S) + 2):
-        if await store.renew_lease(LEASE_S):
-            return
-        await asyncio.sleep(1)
-    raise CannotServe("another server uses this Redis")
+@contextlib.asynccontextmanager
+async def _member(
+    settings: Settings, store: Store, service: Service, supervisor: Supervisor, url: str
+) -> AsyncIterator[None]:
+    """This server lives, for the others on its Redis; one with a Redis of its own knows that there are none."""
+    lease: Lease | None = None
+    if settings.redis_url is None:
+        await store.bury_others()
+    else:
+        forget = partial(asyncio.get_running_loop().call_soon_threadsafe, service.forget_sessions)
+        lease = Lease(settings.redis_url, store.lease_key, url, settings.lease_s, supervisor.fence, forget)
+        service.lease = lease
+    await store.register(url, settings.lease_s if lease else None)
+    try:
+        if lease is not None:
+            await asyncio.to_thread(lease.open)
+        yield
+    finally:
+        if lease is not None:
+            await asyncio.to_thread(lease.close)
+        with contextlib.suppress(StoreUnavailable):  # then the lease ends by itself
+            await store.unregister()
 
 
 def _supervisor_config(settings: Settings) -> SupervisorConfig:
@@ -127,30 +139,33 @@ def _supervisor_config(settings: Settings) -> SupervisorConfig:
     )
 
 
-def _service(settings: Settings, store: Store, supervisor: Supervisor) -> Service:
+def _service(settings: Settings, store: Store, supervisor: Supervisor, tenants: Tenants) -> Service:
     return Service(
         store,
         supervisor,
+        tenants,
         limits=settings.limits,
         runtimes=frozenset(settings.runtimes),
         max_sessions=settings.max_sessions,
+        max_running=settings.max_running,
         idle_ttl_s=settings.idle_ttl_s,
+        park_after_s=settings.park_after_s,
+        min_free_memory_mb=settings.min_free_memory_mb,
         replay_timeout_s=settings.replay_timeout_s,
     )
 
 
-async def _housekeeping(service: Service, store: Store, redis: RedisServer | None, server: "_Server") -> None:
-    """Once a second: a Redis that died is started again, or the lease renewed; idle sessions are deleted."""
+async def _housekeeping(service: Service, store: Store, redis: RedisServer | None) -> None:
+    """Once a second: a Redis of our own that died is started again, keys and quotas are read, idle sessions seen to."""
     while True:
         await asyncio.sleep(HOUSEKEEPING_EVERY_S)
         try:
             if redis is not None:
                 redis.ensure_running()
-            elif not await store.renew_lease(LEASE_S):
-                log.error("another server has taken over this Redis; shutting down")
-                server.begin_shutdown()
-                return
+            await service.tenants.refresh(store)
             await service.expire()
+            await service.idle.park()
+            await service.idle.relieve()
         except StoreUnavailable as error:
             log.warning("Redis does not answer: %s", error.detail)
         except Exception:
@@ -160,8 +175,16 @@ async def _housekeeping(service: Service, store: Store, redis: RedisServer | Non
 class _Server(uvicorn.Server):
     """uvicorn, with an announcement at the start and a drain before the end."""
 
-    def __init__(self, settings: Settings, service: Service, listener: socket.socket, isolation: Isolation) -> None:
-        app = create_app(service, api_keys=settings.api_keys, max_body_bytes=settings.max_body_mb * 2**20)
+    def __init__(
+        self,
+        settings: Settings,
+        service: Service,
+        peers: Peers | None,
+        listener: socket.socket,
+        isolation: Isolation,
+    ) -> None:
+        max_body_bytes = settings.max_body_mb * 2**20
+        app = create_app(service, max_body_bytes=max_body_bytes, peers=peers)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -183,9 +206,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        host, port = self._listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        _announce(url, self._settings, self._isolation)
+        _announce(_url(self._listener), self._settings, self._isolation)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         asyncio.get_event_loop().call_soon_threadsafe(self.begin_shutdown)
@@ -200,6 +221,11 @@ class _Server(uvicorn.Server):
         await self._service.drain(self._settings.drain_timeout_s)
         await self._service.close()
         self.should_exit = True
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _announce(url: str, settings: Settings, isolation: Isolation) -> None:

@@ -2,16 +2,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Literal
 
 from cellar_client.schemas import Limits, Session, SessionStatus
 from cellar_executor.admission import AnyTier, isolation_now
-from cellar_executor.errors import Refusal
-from cellar_executor.ids import Ref
+from cellar_executor.background import Background
+from cellar_executor.errors import Moved, Refusal
+from cellar_executor.ids import Owned, Ref
 from cellar_executor.kernel import Kernel, KernelUnavailable, Supervisor
 from cellar_executor.records import SessionConfig, SessionRecord
+from cellar_executor.tenants import Tenants
 
 
 @dataclass
@@ -20,14 +25,19 @@ class LiveSession:
 
     ref: Ref
     config: SessionConfig
+    epoch: int
+    """At which this server holds it."""
     generation: int
     kernel: Kernel | None = None
     unrepeatable: bool = False
     """Its state could not be rebuilt, or could not be if its kernel died; only a reset helps."""
     interrupted: bool = False
     """The cell that runs, or ran last, was interrupted by request."""
+    deleted: bool = False
     recovered: bool = False
     """Its state was rebuilt and no run has said so yet."""
+    last_used: float = field(default_factory=time.monotonic)
+    """When its last turn ended."""
     in_line: int = 0
     """Whoever has the turn or waits for it: runs, resets, forks, changes of files."""
     arrival: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -35,12 +45,27 @@ class LiveSession:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
+    def owned(self) -> Owned:
+        return Owned(self.ref, self.epoch)
+
+    @property
     def alive(self) -> bool:
         return self.kernel is not None and self.kernel.alive
 
     @property
     def lost(self) -> bool:
-        return not self.alive and (self.unrepeatable or self.config.recovery == "fail")
+        return not self.alive and not self.can_be_rebuilt
+
+    @property
+    def can_be_rebuilt(self) -> bool:
+        return self.config.recovery == "replay" and not self.unrepeatable
+
+    @property
+    def state(self) -> Literal["ready", "running", "parked", "lost"]:
+        """`parked`: its kernel will be made again when it is next used."""
+        if self.turn.locked():
+            return "running"
+        return "ready" if self.alive else "lost" if self.lost else "parked"
 
     def refuse_if_lost(self) -> None:
         if self.lost:
@@ -66,22 +91,33 @@ class LiveSession:
                 yield
         finally:
             self.in_line -= 1
+            self.last_used = time.monotonic()
 
 
 class LiveSessions:
     """Every `LiveSession` of this server, and the one place that starts and closes kernels."""
 
-    def __init__(self, supervisor: Supervisor, max_kernels: int) -> None:
+    def __init__(self, supervisor: Supervisor, max_kernels: int, tenants: Tenants, background: Background) -> None:
         self._supervisor = supervisor
+        self._tenants = tenants
         self._max_kernels = max_kernels
+        self._background = background
         self._live: dict[Ref, LiveSession] = {}
         self._lone: set[Kernel] = set()
-        self._reserved = 0
+        self.short_of_memory = False
+        """No more kernels for now."""
+        self._reserved: Counter[str] = Counter()
+        """Kernels of no session (yet), by tenant."""
+        self._reserved_mb: Counter[str] = Counter()
+        """What they may use, by tenant."""
 
     @property
     def tier(self) -> AnyTier:
         """Of sessions that do not ask for another one."""
         return self._supervisor.isolation.tier
+
+    def __iter__(self) -> Iterator[LiveSession]:
+        return iter(list(self._live.values()))
 
     def get(self, ref: Ref) -> LiveSession | None:
         return self._live.get(ref)
@@ -89,7 +125,7 @@ class LiveSessions:
     async def open(self, ref: Ref, config: SessionConfig) -> LiveSession:
         """Hold a new session with a fresh kernel. Raises `session_exists`, `kernel_unavailable`."""
         kernel = await self.fresh_kernel(config)
-        live = LiveSession(ref, config, generation=1, kernel=kernel)
+        live = LiveSession(ref, config, epoch=1, generation=1, kernel=kernel)
         try:
             self.hold([live])
         except Refusal:
@@ -104,24 +140,50 @@ class LiveSessions:
         self._live |= {live.ref: live for live in new}
 
     def adopt(self, record: SessionRecord) -> LiveSession:
-        """Hold a session whose kernel died with an earlier server."""
-        earlier = LiveSession(record.ref, record.config, record.generation, unrepeatable=record.unrepeatable)
-        return self._live.setdefault(record.ref, earlier)
+        """Hold a session that was taken over: its kernel died with another server."""
+        live = LiveSession(record.ref, record.config, record.epoch, record.generation, unrepeatable=record.unrepeatable)
+        self._live[record.ref] = live
+        return live
+
+    def abandon(self, owned: Owned) -> None:
+        """Another server has taken the session over: it is not held here any more."""
+        live = self._live.get(owned.ref)
+        if live is not None and live.epoch == owned.epoch:
+            del self._live[owned.ref]
+            if live.kernel is not None:
+                self.close_soon(live.kernel)
+
+    def close_soon(self, kernel: Kernel) -> None:
+        self._background.start(kernel.close())
 
     @contextlib.contextmanager
-    def reserve(self, kernels: int = 1, *, replaced: int = 0) -> Iterator[None]:
+    def reserve(self, tenant: str, memory_mb: int, kernels: int = 1, *, replaced: int = 0) -> Iterator[None]:
         """Room for kernels that no session holds (yet), some of which take the place of `replaced` others.
 
-        Raises `too_many_sessions`.
+        `memory_mb` is what each of them may use. Raises `too_many_sessions`, `quota_exceeded`.
         """
-        held = sum(live.alive for live in self._live.values()) + self._reserved
+        held = sum(live.alive for live in self._live.values()) + self._reserved.total()
         if held + kernels - replaced > self._max_kernels:
             raise Refusal("too_many_sessions")
-        self._reserved += kernels
+        if self.short_of_memory and kernels > replaced:
+            raise Refusal("too_many_sessions", "the server is short of memory")
+        self._refuse_memory_beyond_quota(tenant, memory_mb * (kernels - replaced))
+        self._reserved[tenant] += kernels
+        self._reserved_mb[tenant] += memory_mb * kernels
         try:
             yield
         finally:
-            self._reserved -= kernels
+            self._reserved[tenant] -= kernels
+            self._reserved_mb[tenant] -= memory_mb * kernels
+
+    def _refuse_memory_beyond_quota(self, tenant: str, more_mb: int) -> None:
+        bound_mb = self._tenants.quota(tenant).memory_mb
+        if bound_mb is None:
+            return
+        held = [live for live in self._live.values() if live.ref.tenant == tenant and live.alive]
+        held_mb = sum(live.config.limits.memory_mb for live in held) + self._reserved_mb[tenant]
+        if held_mb + more_mb > bound_mb:
+            raise Refusal("quota_exceeded", f"this tenant's kernels may use {bound_mb} MB, and {held_mb} are taken")
 
     async def start_kernel(self, limits: Limits, runtime: str, seed: int | None, isolation: AnyTier) -> Kernel:
         """Raises `kernel_unavailable`, `isolation_unavailable`."""
@@ -135,10 +197,10 @@ class LiveSessions:
 
     @contextlib.asynccontextmanager
     async def lone_kernel(
-        self, limits: Limits, runtime: str, seed: int | None, isolation: AnyTier
+        self, tenant: str, limits: Limits, runtime: str, seed: int | None, isolation: AnyTier
     ) -> AsyncIterator[Kernel]:
         """A kernel of no session, closed at the end. Raises as `reserve` and `start_kernel` do."""
-        with self.reserve():
+        with self.reserve(tenant, limits.memory_mb):
             kernel = await self.start_kernel(limits, runtime, seed, isolation)
             self._lone.add(kernel)
             try:
@@ -151,25 +213,28 @@ class LiveSessions:
         return await self.start_kernel(config.limits, config.runtime, config.seed, config.isolation)
 
     def renew(self, live: LiveSession, kernel: Kernel) -> None:
-        """Give the session a fresh kernel. Raises `session_not_found` when it was deleted meanwhile."""
+        """Give the session a fresh kernel. Raises `session_not_found`, `Moved` when it is not held any more."""
         if self._live.get(live.ref) is not live:
-            raise Refusal("session_not_found")
+            raise Refusal("session_not_found") if live.deleted else Moved()
         live.renew(kernel)
 
     async def close(self, ref: Ref) -> None:
+        """The session was deleted."""
         live = self._live.pop(ref, None)
-        if live is not None and live.kernel is not None:
-            await live.kernel.close()
+        if live is not None:
+            live.deleted = True
+            if live.kernel is not None:
+                await live.kernel.close()
 
     async def close_all(self) -> None:
         await asyncio.gather(*(self.close(ref) for ref in list(self._live)), *(k.close() for k in self._lone))
 
 
-def wire(record: SessionRecord, live: LiveSession | None) -> Session:
-    """A session as it goes over the wire."""
+def wire(record: SessionRecord, live: LiveSession | None, living: Collection[str] = ()) -> Session:
+    """A session as it goes over the wire; `living` are the servers that may hold it where this one does not."""
     return Session(
         session_id=record.ref.session_id,
-        status=_status(record, live),
+        status=_status(record, live, living),
         generation=record.generation,
         created_at=datetime.fromtimestamp(record.created_at, UTC),
         expires_at=datetime.fromtimestamp(record.expires_at, UTC),
@@ -184,9 +249,13 @@ def wire(record: SessionRecord, live: LiveSession | None) -> Session:
     )
 
 
-def _status(record: SessionRecord, live: LiveSession | None) -> SessionStatus:
-    if live is not None and live.turn.locked():
+def _status(record: SessionRecord, live: LiveSession | None, living: Collection[str]) -> SessionStatus:
+    if live is None and record.owner in living:  # as far as the log tells; its owner knows better
+        return "running" if record.running else "ready"
+    if live is None:
+        return "lost" if record.unrepeatable or record.config.recovery == "fail" else "ready"
+    if live.turn.locked():
         return "running"
-    if live is not None and live.alive:
+    if live.alive:
         return "ready"
     return "lost" if record.unrepeatable or record.config.recovery == "fail" else "ready"

@@ -5,15 +5,18 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from cellar_client.schemas import Identifier, Limits, LimitsRequest, Tier
 from cellar_executor.kernel import DEFAULT_PREIMPORTS, RuntimeConfig
+from cellar_executor.tenants import Quota
 
 ENV_PREFIX = "CELLAR_EXECUTOR_"
 
+Durability = Literal["always", "off"]
+"""Whether what is acknowledged has to be on Redis's disk: `always` insists that Redis flushes every write."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -25,18 +28,32 @@ class Settings(BaseModel):
     host: str
     port: Annotated[int, Field(ge=0, le=65535)]
     address_file: Path | None
+    advertise_url: str | None
+    """Where the other servers on the same Redis reach this one; None: where it listens."""
     redis_url: str | None
+    durability: Durability
+    lease_s: Annotated[float, Field(ge=2, le=3600)]
+    """A server on a shared Redis that cannot renew its lease for so long has lost its sessions to the others."""
     data_dir: Path
     api_keys: Mapping[str, str]
     """Key -> tenant."""
     limits: Limits
     """What a session gets, and the most it may ask for."""
     max_sessions: Annotated[int, Field(ge=1)]
+    """Kernels of this server at once."""
     max_pending_cells: Annotated[int, Field(ge=1)]
     max_log_mb: Annotated[int, Field(ge=1)]
     """Code and outputs of one session that are kept; then it takes no more cells."""
     max_body_mb: Annotated[int, Field(ge=1)]
+    default_quota: Quota
+    """Of tenants without one of their own."""
+    max_running: Annotated[int, Field(ge=1)]
+    """Runs of this server at once, of all tenants."""
     idle_ttl_s: Positive
+    park_after_s: Positive
+    """A session that can be rebuilt gives its kernel back when it was idle for so long."""
+    min_free_memory_mb: Annotated[int, Field(ge=0)]
+    """With less free memory idle sessions give their kernels back."""
     replay_timeout_s: Positive
     drain_timeout_s: Positive
     idempotency_ttl_s: Annotated[int, Field(ge=60)]
@@ -50,15 +67,8 @@ class Settings(BaseModel):
     recycle_after_sessions: Annotated[int, Field(ge=1, le=60_000)]
     recycle_after_s: Positive
     insecure_no_isolation: bool
-
-    @model_validator(mode="after")
-    def _keys_or_loopback(self) -> Self:
-        if not self.api_keys and not is_loopback(self.host):
-            raise ValueError(
-                f"without API keys only a loopback address is served, and {self.host} is none: "
-                f"set {ENV_PREFIX}API_KEYS, or use --host 127.0.0.1"
-            )
-        return self
+    traces: bool
+    """Sent to where OpenTelemetry's standard variables say."""
 
 
 def is_loopback(host: str) -> bool:
@@ -125,6 +135,22 @@ def _parse_preimports(given: list[str]) -> dict[str, tuple[str, ...]]:
             if not all(word.isidentifier() for word in module.split(".")):
                 raise ValueError(f"runtime {name}: {module} is not the name of a module")
     return modules
+
+
+def traces_wanted(environment: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's standard variables ask for traces. Raises `ValueError` for what is not offered."""
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "")
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or exporter == "none":
+        return False
+    if not exporter and not any(environment.get(name) for name in endpoints):
+        return False
+    if exporter not in ("", "otlp"):
+        raise ValueError(f"OTEL_TRACES_EXPORTER is {exporter}: only otlp and none are offered")
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if environment.get(name, "http/protobuf") != "http/protobuf":
+            raise ValueError(f"{name} is {environment[name]}: only http/protobuf is offered")
+    return True
 
 
 def find_binary(name: str, given: Path | None = None) -> Path | None:

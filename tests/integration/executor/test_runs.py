@@ -170,11 +170,14 @@ def test_a_run_is_found_again_by_its_id(session: Session) -> None:
     assert session.get(f"runs/{run['run_id']}") == run
 
 
-def test_a_client_that_hangs_up_does_not_lose_the_outcome(executor: ExecutorProcess, session: Session) -> None:
+def test_a_client_with_a_key_that_hangs_up_does_not_lose_the_outcome(
+    executor: ExecutorProcess, session: Session
+) -> None:
     with connect(executor) as impatient:
         try:
             code = "import time; time.sleep(1); print('done')"
-            impatient.post(f"{session.path}/run", json={"code": code}, timeout=0.3)
+            headers = {"Idempotency-Key": f"{session.id}-impatient"}
+            impatient.post(f"{session.path}/run", json={"code": code}, headers=headers, timeout=0.3)
             raise AssertionError("the run was to take longer")
         except httpx.ReadTimeout:
             pass

@@ -12,10 +12,11 @@ from cellar_executor.redis_server import redis_server
 from cellar_executor.service import Service
 from cellar_executor.settings import find_binary
 from cellar_executor.store import Store, open_store
+from cellar_executor.tenants import Quota, Tenants
 from tests.unit.executor.fakes import InProcessSupervisor
 
 LIMITS = Limits(cell_timeout_s=10, memory_mb=256, processes=16, disk_mb=16, output_bytes=4096)
-QUOTAS = Quotas(max_sessions=3, max_pending_cells=4, max_log_bytes=10_000, answer_ttl_s=60)
+QUOTAS = Quotas(max_pending_cells=4, max_log_bytes=10_000, answer_ttl_s=60)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +31,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def store(redis_url: str) -> AsyncIterator[Store]:
     async with open_store(redis_url, "instance-1", QUOTAS) as store:
         await store._redis.flushall()
-        await store.take_over()
+        await store.register("http://one", None)
         yield store
 
 
@@ -53,8 +54,9 @@ async def service(store: Store, supervisor: InProcessSupervisor) -> AsyncIterato
 
 @pytest.fixture
 async def successor(redis_url: str, service: Service) -> AsyncIterator[Service]:
-    """The server that comes after `service`, once `crash` has killed that one."""
+    """A server on the same Redis as `service`; `crash` kills that one."""
     async with open_store(redis_url, "instance-2", QUOTAS) as store:
+        await store.register("http://two", None)
         successor = make_service(store, InProcessSupervisor())
         yield successor
         await successor.close()
@@ -62,7 +64,7 @@ async def successor(redis_url: str, service: Service) -> AsyncIterator[Service]:
 
 async def crash(service: Service, successor: Service) -> None:
     """Nothing of the first server reaches Redis from now on, and its kernels are gone."""
-    await successor._store.take_over()
+    await successor._store.bury_others()
     await service._sessions.close_all()
 
 
@@ -70,17 +72,21 @@ def make_service(store: Store, supervisor: InProcessSupervisor) -> Service:
     return Service(
         store,
         supervisor,
+        Tenants({}, Quota(sessions=3, running=8)),
         limits=LIMITS,
         runtimes=frozenset({"python"}),
         max_sessions=3,
+        max_running=8,
         idle_ttl_s=60,
+        park_after_s=60,
+        min_free_memory_mb=0,
         replay_timeout_s=5,
     )
 
 
 @pytest.fixture
 async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(service, api_keys={}, max_body_bytes=1000)
+    app = create_app(service, max_body_bytes=1000)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client

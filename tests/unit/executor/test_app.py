@@ -53,7 +53,7 @@ async def test_a_run_that_goes_on_is_accepted_not_answered(
     async def goes_on(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(service, "earlier_run", goes_on)
+    monkeypatch.setattr(service, "find_run", goes_on)
     reply = await http.get("/v1/sessions/s/runs/r-1")
     assert (reply.status_code, reply.json()) == (202, {"run_id": "r-1"})
 
@@ -70,7 +70,7 @@ async def test_every_route_says_what_it_answers(http: httpx.AsyncClient) -> None
     assert answers["post /v1/batch"] == answers[f"get {files}"] == answers[f"get {files}/{{path}}"] == {"200"}
     assert answers[f"put {files}/{{path}}"] == answers[f"delete {files}/{{path}}"] == {"204"}
     problems = {
-        reply["content"]["application/json"]["schema"]["$ref"]
+        reply["content"]["application/problem+json"]["schema"]["$ref"]
         for path, methods in document["paths"].items()
         for route in methods.values()
         for status, reply in route["responses"].items()
@@ -93,3 +93,19 @@ def test_every_problem_is_of_one_form(code: ErrorCode) -> None:
     assert ("retry-after" in response.headers) == (
         response.status_code in (429, 503) and code != "too_many_cells" or code == "request_in_progress"
     )
+
+
+async def test_cells_come_in_pages(http: httpx.AsyncClient) -> None:
+    await http.post("/v1/sessions", json={"session_id": "s"})
+    await http.post("/v1/sessions/s/cells", json={"cells": [{"code": str(i)} for i in range(3)]})
+
+    async def page(**query: int) -> tuple[list[int], int | None]:
+        reply = (await http.get("/v1/sessions/s/cells", params=query)).json()
+        return [cell["index"] for cell in reply["cells"]], reply["next_after"]
+
+    assert await page() == ([0, 1, 2], None)
+    assert await page(limit=2) == ([0, 1], 1)
+    assert await page(limit=2, after=1) == ([2], None)
+    assert await page(limit=1, after=0) == ([1], 1)
+    assert await page(after=2) == await page(after=1000, limit=5) == ([], None)
+    assert (await http.get("/v1/sessions/s/cells", params={"limit": 0})).status_code == 422

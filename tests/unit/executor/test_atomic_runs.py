@@ -57,7 +57,7 @@ async def test_a_failed_run_leaves_the_session_as_it_was(
     after = await service.run(REF, RunRequest(code="print(x, files)"), Ids.fresh())
     assert (after.stdout, after.recovered, after.generation) == ("1 {'f': b'1'}\n", False, 2)
     assert [kernel.closed for kernel in supervisor.kernels] == [True, False]
-    assert await service.earlier_run(REF, failed.run_id) == failed
+    assert await service.find_run(REF, failed.run_id, 0) == failed
 
 
 async def test_a_rolled_back_run_stays_out_of_every_later_replay(service: Service) -> None:
@@ -73,7 +73,7 @@ async def test_a_run_that_went_well_stays(service: Service) -> None:
     await queue(service, "x = 1", "x += 1")
     done = await atomic(service, "x += 1")
     assert (done.status, done.rolled_back) == ("ok", False)
-    assert await service.earlier_run(REF, done.run_id) == done
+    assert await service.find_run(REF, done.run_id, 0) == done
     await atomic(service, "die()")
     assert await run(service, "print(x)") == "3\n"
     assert (await service.get(REF)).generation == 2

@@ -9,7 +9,7 @@ import pytest
 from cellar_client.schemas import CreateSession, ForkRequest, QueueCells, RunRequest, Session
 from cellar_executor import forks
 from cellar_executor.errors import Refusal, StoreUnavailable
-from cellar_executor.ids import Ids, Ref
+from cellar_executor.ids import Ids, Owned, Ref
 from cellar_executor.service import Service
 from cellar_executor.store import Store
 from tests.unit.executor.conftest import crash
@@ -174,8 +174,8 @@ async def test_no_more_copies_than_the_quota(service: Service, supervisor: InPro
 async def test_the_quota_is_held_by_the_store_too(store: Store) -> None:
     copies = [Ref("tenant", name) for name in "abc"]
     with pytest.raises(Refusal, match="too_many_sessions"):
-        await store.fork(REF, copies, 60, origin="n")
-    assert await store.count_sessions() == 1
+        await store.fork(Owned(REF, 1), copies, 60, origin="n", max_sessions=3)
+    assert await store.origins(copies) == [None] * 3
 
 
 @pytest.mark.parametrize("deleted", [True, False])

@@ -3,8 +3,11 @@
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from cellar_executor.gate import Gate
+from cellar_executor.errors import CannotServe
+from cellar_executor.gate import Gate, refuse_open_house
+from cellar_executor.tenants import Quota, Tenants
 
+QUOTA = Quota(sessions=1, running=1)
 KEYS = {"0123456789abcdef": "alice", "fedcba9876543210": "bob"}
 
 
@@ -33,7 +36,7 @@ async def send_through(inner: Inner, chunks: list[bytes], headers: dict[str, str
 
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": "/v1/execute", "headers": raw}
-    await Gate(inner, api_keys=keys, max_body_bytes=10)(scope, receive, send)
+    await Gate(inner, tenants=Tenants(keys, QUOTA), max_body_bytes=10)(scope, receive, send)
     return status
 
 
@@ -97,5 +100,16 @@ async def test_without_keys_pages_from_elsewhere_are_refused(headers: dict[str, 
     assert await send_through(Inner(), [], {"host": "localhost", **headers}, keys={}) == status
 
 
+async def test_with_keys_this_machine_needs_one_too() -> None:
+    assert await send_through(Inner(), [], {"host": "localhost"}) == 401
+
+
 async def test_with_a_key_an_origin_does_not_matter() -> None:
     assert await send_through(Inner(), [b""], {**CHUNKED, "origin": "https://page.example"}) == 200
+
+
+def test_without_keys_the_house_is_open_to_this_machine_alone() -> None:
+    refuse_open_house("127.0.0.1", Tenants({}, QUOTA))
+    refuse_open_house("0.0.0.0", Tenants(KEYS, QUOTA))
+    with pytest.raises(CannotServe, match="API_KEYS"):
+        refuse_open_house("0.0.0.0", Tenants({}, QUOTA))

@@ -40,7 +40,7 @@ async def test_without_a_kernel_there_is_no_session(service: Service, supervisor
     with pytest.raises(Refusal, match="session_not_found"):
         await service.get(REF)
     with pytest.raises(Refusal, match="kernel_unavailable"):
-        await service.execute(ExecuteRequest(code="1"), Ids.fresh())
+        await service.execute("t", ExecuteRequest(code="1"), Ids.fresh())
 
 
 async def test_creations_that_race_leave_one_session_and_one_kernel(
@@ -151,7 +151,7 @@ async def test_an_execution_gives_its_kernel_back_even_when_its_files_are_refuse
     service: Service, supervisor: InProcessSupervisor
 ) -> None:
     with pytest.raises(Refusal, match="invalid_request"):
-        await service.execute(ExecuteRequest(code="1", files={"/etc/passwd": ""}), Ids.fresh())
+        await service.execute("t", ExecuteRequest(code="1", files={"/etc/passwd": ""}), Ids.fresh())
     assert supervisor.kernels[0].closed
 
 
@@ -224,13 +224,13 @@ async def test_weaker_isolation_than_the_servers_is_refused(
     with pytest.raises(Refusal, match="isolation_unavailable"):
         await service.create("tenant", CreateSession(isolation="warm"), Ids.fresh())
     with pytest.raises(Refusal, match="isolation_unavailable"):
-        await service.execute(ExecuteRequest(code="1", isolation="warm"), Ids.fresh())
+        await service.execute("t", ExecuteRequest(code="1", isolation="warm"), Ids.fresh())
     assert supervisor.kernels == []
 
 
 async def test_an_execution_is_isolated_as_it_asked(service: Service, supervisor: InProcessSupervisor) -> None:
-    await service.execute(ExecuteRequest(code="1", isolation="strict"), Ids.fresh())
-    await service.execute(ExecuteRequest(code="1"), Ids.fresh())
+    await service.execute("t", ExecuteRequest(code="1", isolation="strict"), Ids.fresh())
+    await service.execute("t", ExecuteRequest(code="1"), Ids.fresh())
     assert tiers(supervisor) == ["strict", "warm"]
 
 
@@ -240,7 +240,7 @@ async def test_a_kernel_that_is_had_again_needs_room(service: Service, how: str)
     await run(service, "die()")
     for name in "ab":
         await create(service, session_id=name)
-    with service._sessions.reserve(), pytest.raises(Refusal, match="too_many_sessions"):
+    with service._sessions.reserve("t", 1), pytest.raises(Refusal, match="too_many_sessions"):
         await (run(service, "1") if how == "recovery" else service.reset(REF))
     await (run(service, "1") if how == "recovery" else service.reset(REF))
 
@@ -287,7 +287,7 @@ async def test_an_execution_that_outlasts_the_server_is_answered_killed(
 
     monkeypatch.setattr(InProcessKernel, "run_cell", run_until_closed)
     monkeypatch.setattr(InProcessKernel, "close", close)
-    running = asyncio.create_task(service.execute(ExecuteRequest(code="1"), Ids.fresh()))
+    running = asyncio.create_task(service.execute("t", ExecuteRequest(code="1"), Ids.fresh()))
     await begun.wait()
     await service.close()
     assert (await asyncio.wait_for(running, 5)).status == "killed"

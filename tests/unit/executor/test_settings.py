@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cellar_executor.kernel import DEFAULT_PREIMPORTS, RuntimeConfig
-from cellar_executor.settings import is_loopback, parse_api_keys, parse_runtimes
+from cellar_executor.settings import is_loopback, parse_api_keys, parse_runtimes, traces_wanted
 
 KEY = "0123456789abcdef"
 
@@ -68,3 +68,27 @@ def test_each_runtime_can_have_preimports_of_its_own(python: Path) -> None:
 def test_preimports_that_cannot_be_meant_are_refused(python: Path, given: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         parse_runtimes([str(python)], [given])
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, False),
+        ({"OTEL_SERVICE_NAME": "mine"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, False),
+        ({"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "otlp"}, False),
+    ],
+)
+def test_traces_are_sent_where_the_standard_variables_ask_for_them(environment: dict[str, str], wanted: bool) -> None:
+    assert traces_wanted(environment) is wanted
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"])
+def test_traces_in_a_way_that_is_not_offered_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="only http/protobuf"):
+        traces_wanted({"OTEL_TRACES_EXPORTER": "otlp", name: "grpc"})
+    with pytest.raises(ValueError, match="only otlp and none"):
+        traces_wanted({"OTEL_TRACES_EXPORTER": "jaeger"})

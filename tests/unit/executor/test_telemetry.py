@@ -1,10 +1,11 @@
 """One line of JSON for each event, whatever is in it."""
 
+import contextvars
 import json
 import logging
 import sys
 
-from cellar_executor.telemetry import JsonLines
+from cellar_executor.telemetry import JsonLines, bind
 
 
 def test_an_event_is_one_line_with_its_ids() -> None:
@@ -22,3 +23,18 @@ def test_a_traceback_stays_on_the_line() -> None:
     text = JsonLines().format(record)
     assert "\n" not in text
     assert "ValueError: why" in json.loads(text)["exception"]
+
+
+def test_bound_ids_stand_on_every_line_of_the_task_and_nowhere_else() -> None:
+    def line() -> dict[str, str]:
+        fields: dict[str, str] = json.loads(JsonLines("server-1").format(logging.makeLogRecord({"msg": "m"})))
+        return fields
+
+    def work() -> dict[str, str]:
+        bind(request_id="r")
+        bind(session_id="s")
+        return line()
+
+    assert contextvars.copy_context().run(work).items() >= {"request_id": "r", "session_id": "s"}.items()
+    assert "request_id" not in line()
+    assert line()["instance"] == "server-1"

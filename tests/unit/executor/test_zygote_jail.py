@@ -22,7 +22,14 @@ JAIL = ZygoteJail(
 
 def test_its_own_code_is_there_and_cannot_be_written() -> None:
     mounts = {mount.dst: mount for mount in describe_zygote(JAIL).mount}
-    for name in ("zygote_main.py", "kernel_main.py", "kernel_files.py", "confine.py", "warmup.py"):
+    for name in (
+        "zygote_main.py",
+        "kernel_main.py",
+        "kernel_leftovers.py",
+        "kernel_files.py",
+        "confine.py",
+        "warmup.py",
+    ):
         mount = mounts[f"/cellar/{name}"]
         assert (mount.src, mount.is_bind, mount.rw) == (f"/staged/{name}", True, False)
     assert mounts["/env"].src == "/staged/env"

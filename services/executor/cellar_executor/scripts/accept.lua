@@ -1,6 +1,5 @@
 -- Accept cells without running them. ARGV: expires_at, max_pending, max_bytes, (cell_id, code)...
 -- Returns {'accepted', cells before, indices}.
-if redis.call('EXISTS', SESSION) == 0 then return {'missing'} end
 local before = tonumber(redis.call('HGET', SESSION, 'cells'))
 local indices, refusal = accept(4, tonumber(ARGV[2]), tonumber(ARGV[3]))
 if not indices then return {refusal} end

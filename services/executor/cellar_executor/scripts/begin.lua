@@ -3,7 +3,6 @@
 -- 'atomic' | '', [cell_id, code].
 -- Returns {'begun', bound, [index, cell_id, code]}; {'known'} when this run was begun before; {'existing', index} when
 -- its own cell is no longer pending.
-if redis.call('EXISTS', SESSION) == 0 then return {'missing'} end
 release_orphan()
 if redis.call('HEXISTS', RUNS, ARGV[2]) == 1 then return {'known'} end
 local bound = tonumber(ARGV[4])
@@ -18,5 +17,6 @@ end
 bound = bound or redis.call('HGET', SESSION, 'cells') - 1
 redis.call('HINCRBY', SESSION, 'bytes', #ARGV[3])
 redis.call('HSET', RUNS, ARGV[2], ARGV[3])
+redis.call('HDEL', QUEUED, ARGV[2])
 touch(ARGV[1])
 return start_next({'begun', bound}, bound, ARGV[2], ARGV[5], ARGV[8] == 'atomic')

@@ -1,6 +1,5 @@
 -- Delete a session and leave a tombstone.
 -- ARGV: session_id, tombstone_ttl_s ('' = for ever), expired_by ('' = in any case).
-if redis.call('EXISTS', SESSION) == 0 then return 'missing' end
 if ARGV[3] ~= '' and tonumber(redis.call('HGET', SESSION, 'expires_at')) > tonumber(ARGV[3]) then return 'in use' end
 for index = 0, tonumber(redis.call('HGET', SESSION, 'cells')) - 1 do
   redis.call('DEL', CELL .. index)
@@ -8,7 +7,7 @@ end
 for number = 0, tonumber(redis.call('HGET', SESSION, 'files') or 0) do
   redis.call('DEL', FILE .. number)
 end
-redis.call('DEL', SESSION, IDS, PENDING, RUNS)
+redis.call('DEL', SESSION, IDS, PENDING, RUNS, QUEUED)
 redis.call('ZREM', SESSIONS, REF)
 redis.call('ZREM', LISTING, ARGV[1])
 redis.call('SET', TOMBSTONE, 1)

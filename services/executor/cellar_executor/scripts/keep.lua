@@ -1,6 +1,5 @@
 -- A staged change of a file was made, or was not. ARGV: expires_at, number, 'keep' | 'drop'. Doing it twice does it once.
 -- A file that is put again, with nothing in between, takes the place of what was put before.
-if redis.call('EXISTS', SESSION) == 0 then return 'missing' end
 local number = tonumber(ARGV[2])
 local file, last = FILE .. number, FILE .. (number - 1)
 local function bytes_of(change) return redis.call('HSTRLEN', change, 'path') + redis.call('HSTRLEN', change, 'data') end

@@ -1,12 +1,17 @@
--- Put before every script on a session. KEYS and the first two arguments are the same for all (store/ explains them).
--- A script of a server that no longer owns the store is refused here: that fences a server which slept too long.
+-- Put before every script on a session. KEYS and the first three arguments are the same for all (store/ explains them).
+-- Fencing: a server whose lease has ended is refused here, and one that asks about a session which it does not own, or
+-- owned at an earlier epoch. EPOCH '' is for the scripts that make or take a session.
 
-local SERVER, SESSIONS, LISTING, TOMBSTONE, SESSION, IDS, PENDING, RUNS, CELL, FILE = unpack(KEYS)
+local LEASE, SESSIONS, LISTING, TOMBSTONE, SESSION, IDS, PENDING, RUNS, CELL, FILE, QUEUED = unpack(KEYS)
 local INSTANCE = table.remove(ARGV, 1)
+local EPOCH = table.remove(ARGV, 1)
 local REF = table.remove(ARGV, 1)
 
-if redis.call('GET', SERVER) ~= INSTANCE then
-  return redis.error_reply('FENCED this server does not own the store')
+if redis.call('EXISTS', LEASE) == 0 then return redis.error_reply('FENCED the lease of this server has ended') end
+if EPOCH ~= '' then
+  if redis.call('EXISTS', SESSION) == 0 then return {'missing'} end
+  local owner, epoch = unpack(redis.call('HMGET', SESSION, 'owner', 'epoch'))
+  if owner ~= INSTANCE or epoch ~= EPOCH then return {'moved'} end
 end
 
 local function touch(expires_at)
@@ -14,16 +19,16 @@ local function touch(expires_at)
   redis.call('ZADD', SESSIONS, 'XX', expires_at, REF)
 end
 
--- For whoever has the session's turn. A cell still marked as running in this server's name then never reached its kernel:
--- the reply of the script that started it was lost on the way. It is pending again, and its run never was.
+-- For whoever has the session's turn. A cell still marked as running in this epoch then never reached its kernel: the reply
+-- of the script that started it was lost on the way. It is pending again, and its run never was.
 local function release_orphan()
   local orphan = redis.call('HGET', SESSION, 'running')
   if not orphan then return end
   local cell = CELL .. orphan
-  local status, instance, run_id = unpack(redis.call('HMGET', cell, 'status', 'instance', 'run_id'))
-  if status == 'running' and instance == INSTANCE then
+  local status, epoch, run_id = unpack(redis.call('HMGET', cell, 'status', 'epoch', 'run_id'))
+  if status == 'running' and epoch == EPOCH then
     redis.call('HSET', cell, 'status', 'pending')
-    redis.call('HDEL', cell, 'run_id', 'generation', 'instance', 'provisional')
+    redis.call('HDEL', cell, 'run_id', 'generation', 'epoch', 'provisional')
     redis.call('ZADD', PENDING, orphan, orphan)
     redis.call('HDEL', RUNS, run_id)
   end
@@ -69,7 +74,7 @@ local function start_next(reply, bound, run_id, generation, atomic)
   end
   local cell = CELL .. index
   redis.call('ZREM', PENDING, index)
-  redis.call('HSET', cell, 'status', 'running', 'run_id', run_id, 'generation', generation, 'instance', INSTANCE)
+  redis.call('HSET', cell, 'status', 'running', 'run_id', run_id, 'generation', generation, 'epoch', EPOCH)
   if atomic then redis.call('HSET', cell, 'provisional', 1) end
   redis.call('HSET', SESSION, 'running', index)
   reply[#reply + 1] = tonumber(index)

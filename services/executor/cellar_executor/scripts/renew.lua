@@ -1,6 +1,5 @@
 -- The session has a new kernel: one generation more. ARGV: expires_at, generation, 'reset' | 'replay'.
 -- After a reset, cells of earlier generations are history: they are never replayed, and no longer counted. Files are gone.
-if redis.call('EXISTS', SESSION) == 0 then return 'missing' end
 redis.call('HSET', SESSION, 'generation', ARGV[2])
 if ARGV[3] == 'reset' then
   local bytes = 0

@@ -3,11 +3,10 @@
 -- index of the first cell of an atomic run ('' = it is not atomic), 'ok' | '' (whether all its cells were ok so far).
 -- Returns {'ok', (index, cell_id, code)...}: the cell that was started, or those that were skipped. Doing it twice, for
 -- a reply lost on the way, answers the same; another outcome for a finished cell is refused.
-if redis.call('EXISTS', SESSION) == 0 then return {'missing'} end
 local index, run_id, bound = ARGV[2], ARGV[3], ARGV[7]
 local cell = CELL .. index
-local status, owner, instance, outcome = unpack(redis.call('HMGET', cell, 'status', 'run_id', 'instance', 'outcome'))
-if owner ~= run_id or instance ~= INSTANCE then return {'refused'} end
+local status, its_run, epoch, outcome = unpack(redis.call('HMGET', cell, 'status', 'run_id', 'epoch', 'outcome'))
+if its_run ~= run_id or epoch ~= EPOCH then return {'refused'} end
 if status ~= 'running' and (status ~= ARGV[4] or outcome ~= ARGV[5]) then return {'refused'} end
 
 local reply = {'ok'}

@@ -1,5 +1,4 @@
 -- Take a pending cell out of the queue; it keeps its place in the log. ARGV: expires_at, cell_id.
-if redis.call('EXISTS', SESSION) == 0 then return {'missing'} end
 local index = redis.call('HGET', IDS, ARGV[2])
 if not index then return {'no_cell'} end
 local status = redis.call('HGET', CELL .. index, 'status')

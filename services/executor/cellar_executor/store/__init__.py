@@ -1,31 +1,38 @@
 """The durable truth about sessions, cells, files and idempotency keys: only this package knows Redis (6.2 or later).
 
-A cell's log: accepted (durable before the client is answered) -> started (run, generation, server instance; written
-before the kernel gets it) -> finished (outcome, immutable). Each change of more than one key is one named script in
+A cell's log: accepted (durable before the client is answered) -> started (run, generation, epoch; written before the
+kernel gets it) -> finished (outcome, immutable). Each change of more than one key is one named script in
 `scripts/`; finishing a cell and starting the next is one write, so a run of n cells costs n + 1. A change of a file is
 staged before the kernel makes it, and kept afterwards (`files`).
 
 The keys. `{ref}` is `tenant/session_id`. No session key has a TTL: the server's sweeper deletes what is idle,
 and its kernel with it.
 
-    cellar:server           string   instance that owns the store: scripts of any other are refused (fencing). With a
-                                     Redis of its own the server's lock file stands behind it; else TTL = lease
+    cellar:instances        set      names of the servers; those that died are forgotten by and by
+    cellar:instance:{name}  string   URL of a server that lives. TTL: its lease, which it renews; none with a Redis of
+                                     its own, where the server's lock file stands behind it
     cellar:sessions         zset     ref by expires_at: what is idle, and how many there are
     cellar:listing:{tenant} zset     session ids in order of their bytes: pages that stay put while sessions come and go
     cellar:deleted:{ref}    string   tombstone: the id is never used again. No TTL for ids that clients chose; that of
                                      idempotency keys for ids made here, which only a retry could ask for again
-    cellar:session:{ref}    hash     generation, base (first generation that may be replayed), cells, files, bytes (of
-                                     both logs), created_at, expires_at, config (JSON), origin (nonce of the request),
-                                     running (index), unrepeatable (its state is not to be rebuilt)
+    cellar:session:{ref}    hash     owner (name of a server, or ''), epoch (fencing token: scripts of another owner or
+                                     of an earlier epoch are refused), generation, base (first generation that may be
+                                     replayed), cells, files, bytes (of both logs), created_at, expires_at, config
+                                     (JSON), origin (nonce of the request), running (index), unrepeatable (its state is
+                                     not to be rebuilt)
     cellar:ids:{ref}        hash     cell_id -> index
     cellar:pending:{ref}    zset     indices of pending cells
     cellar:runs:{ref}       hash     run_id -> head of the run (JSON); the rest of a run is its cells
-    cellar:cell:{ref}:{i}   hash     cell_id, code, status, run_id, generation, instance, outcome (JSON),
+    cellar:queued:{ref}     hash     run_id -> what a run asks that is accepted, answered for, and not begun (JSON)
+    cellar:cell:{ref}:{i}   hash     cell_id, code, status, run_id, generation, epoch, outcome (JSON),
                                      provisional (its run is atomic and has not ended well: it is never played again)
     cellar:file:{ref}:{n}   hash     kind (put, delete), path, data, before (index of the first cell that may see it).
                                      The one numbered `files` is only staged. Gone after a reset
-    cellar:answer:{t}:{key} hash     digest, nonce, status, body of the first request with an idempotency key. TTL: a
-                                     setting, longer than any client retries
+    cellar:answer:{t}:{key} hash     digest, nonce, instance (who answers it), status, body of the first request with an
+                                     idempotency key. TTL: a setting, longer than any
+                                     client retries
+    cellar:keys             hash     name -> API key (JSON: its digest, tenant, created_at)
+    cellar:quotas           hash     tenant -> what its quota has instead of the server's default (JSON)
 """
 
 from collections.abc import AsyncIterator
@@ -39,11 +46,12 @@ from cellar_executor.records import Quotas
 from cellar_executor.store.answers import Answers
 from cellar_executor.store.cells import CellLog
 from cellar_executor.store.files import FileLog
+from cellar_executor.store.keys import Keys
 from cellar_executor.store.line import Line
 from cellar_executor.store.ownership import Ownership
 
 
-class Store(CellLog, FileLog, Answers, Ownership):
+class Store(CellLog, FileLog, Answers, Ownership, Keys):
     """All that Redis keeps: changes over one line, the rest over a pool of connections."""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from cellar_client.schemas import Cell
 from cellar_executor.errors import Refusal
-from cellar_executor.ids import Ref
+from cellar_executor.ids import Owned, Ref
 from cellar_executor.records import (
     OUTCOME,
     Accepted,
@@ -13,16 +13,18 @@ from cellar_executor.records import (
     Begun,
     CellRecord,
     Known,
+    QueuedRun,
     RunHead,
+    RunPlan,
     StartedCell,
     cell_record,
 )
-from cellar_executor.store.connection import answered, check, from_now
+from cellar_executor.store.connection import answered, from_now
 from cellar_executor.store.sessions import SessionRecords
 
 
 class CellLog(SessionRecords):
-    async def accept(self, ref: Ref, cells: Sequence[tuple[str, str]], idle_ttl_s: float) -> Accepted:
+    async def accept(self, owned: Owned, cells: Sequence[tuple[str, str]], idle_ttl_s: float) -> Accepted:
         """Append cells (id, code) to the log, all or none; cells that are there already are found.
 
         Raises `session_not_found`, `idempotency_mismatch`, `too_many_cells`.
@@ -30,14 +32,13 @@ class CellLog(SessionRecords):
         quotas = self._quotas
         flat = [part for cell in cells for part in cell]
         reply = await self._script(
-            "accept", ref, from_now(idle_ttl_s), quotas.max_pending_cells, quotas.max_log_bytes, *flat
+            "accept", owned, from_now(idle_ttl_s), quotas.max_pending_cells, quotas.max_log_bytes, *flat
         )
-        check(reply[0])
         return Accepted(indices=reply[2], cells_before=reply[1])
 
     async def begin(
         self,
-        ref: Ref,
+        owned: Owned,
         head: RunHead,
         idle_ttl_s: float,
         *,
@@ -52,7 +53,7 @@ class CellLog(SessionRecords):
         quotas = self._quotas
         reply = await self._script(
             "begin",
-            ref,
+            owned,
             from_now(idle_ttl_s),
             head.run_id,
             head.model_dump_json(),
@@ -63,14 +64,13 @@ class CellLog(SessionRecords):
             "atomic" if atomic else "",
             *(cell or ()),
         )
-        check(reply[0])
         if reply[0] == "begun":
             return Begun(bound=reply[1], first=next(iter(_started(reply[2:])), None))
         return Known(index=reply[1] if reply[0] == "existing" else None)
 
     async def step(
         self,
-        ref: Ref,
+        owned: Owned,
         head: RunHead,
         cell: Cell,
         bound: int,
@@ -88,7 +88,7 @@ class CellLog(SessionRecords):
         """
         reply = await self._script(
             "step",
-            ref,
+            owned,
             from_now(idle_ttl_s),
             cell.index,
             head.run_id,
@@ -101,14 +101,12 @@ class CellLog(SessionRecords):
             "" if atomic is None else atomic.first,
             "ok" if atomic is not None and atomic.ok else "",
         )
-        check(reply[0])
         return _started(reply[1:])
 
-    async def withdraw(self, ref: Ref, cell_id: str, idle_ttl_s: float) -> CellRecord:
+    async def withdraw(self, owned: Owned, cell_id: str, idle_ttl_s: float) -> CellRecord:
         """Raises `session_not_found`, `cell_not_found`, `cell_not_pending`."""
-        reply = await self._script("withdraw", ref, from_now(idle_ttl_s), cell_id)
-        check(reply[0])
-        return (await self.cells(ref, [reply[1]]))[0]
+        reply = await self._script("withdraw", owned, from_now(idle_ttl_s), cell_id)
+        return (await self.cells(owned.ref, [reply[1]]))[0]
 
     async def cell(self, ref: Ref, cell_id: str) -> CellRecord:
         record = await self.find_cell(ref, cell_id)
@@ -128,7 +126,42 @@ class CellLog(SessionRecords):
             rows = await answered(pipe.execute())
         if not all(rows):
             raise Refusal("session_not_found")
-        return [cell_record(index, row, self.instance) for index, row in zip(indices, rows, strict=True)]
+        return [cell_record(index, row) for index, row in zip(indices, rows, strict=True)]
+
+    async def enqueue(
+        self, owned: Owned, plan: RunPlan, idle_ttl_s: float, *, cell: tuple[str, str] | None
+    ) -> QueuedRun | Known:
+        """Accept a run that is to begin later, and its own `cell` (id, code). `begin` takes it off the queue.
+
+        Whoever calls holds the session's `arrival`. Raises as `accept` does.
+        """
+        quotas = self._quotas
+        reply = await self._script(
+            "enqueue",
+            owned,
+            from_now(idle_ttl_s),
+            plan.run_id,
+            plan.model_dump_json(),
+            quotas.max_pending_cells,
+            quotas.max_log_bytes,
+            *(cell or ()),
+        )
+        if reply[0] == "queued":
+            return QueuedRun.model_validate_json(reply[1])
+        return Known(index=reply[1] if reply[0] == "existing" else None)
+
+    async def queued_runs(self, ref: Ref) -> list[tuple[QueuedRun, str]]:
+        """The runs that were accepted and not begun, in this order, each with the code of its own cell."""
+        rows = await answered(self._redis.hvals(f"cellar:queued:{ref}"))
+        runs = sorted((QueuedRun.model_validate_json(row) for row in rows), key=lambda run: run.order)
+        return [(run, await self._code(ref, run.cell_id)) for run in runs]
+
+    async def is_queued(self, ref: Ref, run_id: str) -> bool:
+        return bool(await answered(self._redis.hexists(f"cellar:queued:{ref}", run_id)))
+
+    async def _code(self, ref: Ref, cell_id: str | None) -> str:
+        record = None if cell_id is None else await self.find_cell(ref, cell_id)
+        return "" if record is None else record.cell.code or ""
 
     async def has_run(self, ref: Ref, run_id: str) -> bool:
         return bool(await answered(self._redis.hexists(f"cellar:runs:{ref}", run_id)))

@@ -8,31 +8,30 @@ replay has it. Whoever stages has the session's turn, so at most one change is s
 from redis.client import NEVER_DECODE
 
 from cellar_executor.errors import Refusal
-from cellar_executor.ids import Ref
+from cellar_executor.ids import Owned, Ref
 from cellar_executor.records import FileChange
-from cellar_executor.store.connection import Connection, answered, check, from_now
+from cellar_executor.store.connection import Connection, answered, from_now
 
 
 class FileLog(Connection):
-    async def stage_file(self, ref: Ref, path: str, data: bytes | None, idle_ttl_s: float) -> int:
+    async def stage_file(self, owned: Owned, path: str, data: bytes | None, idle_ttl_s: float) -> int:
         """The number of a change that is about to be made: `data` put at `path`, or None for its deletion.
 
         Raises `session_not_found`, `too_many_cells` when the log is full.
         """
         kind, content = ("delete", b"") if data is None else ("put", data)
         reply = await self._script(
-            "stage", ref, from_now(idle_ttl_s), self._quotas.max_log_bytes, kind, path.encode(), content
+            "stage", owned, from_now(idle_ttl_s), self._quotas.max_log_bytes, kind, path.encode(), content
         )
-        check(reply[0])
         return int(reply[1])
 
-    async def keep_file(self, ref: Ref, number: int, idle_ttl_s: float) -> None:
+    async def keep_file(self, owned: Owned, number: int, idle_ttl_s: float) -> None:
         """The staged change was made: it belongs to the log. Safe to repeat. Raises `session_not_found`."""
-        check(await self._script("keep", ref, from_now(idle_ttl_s), number, "keep"))
+        await self._script("keep", owned, from_now(idle_ttl_s), number, "keep")
 
-    async def drop_file(self, ref: Ref, number: int, idle_ttl_s: float) -> None:
+    async def drop_file(self, owned: Owned, number: int, idle_ttl_s: float) -> None:
         """The staged change was not made. Raises `session_not_found`."""
-        check(await self._script("keep", ref, from_now(idle_ttl_s), number, "drop"))
+        await self._script("keep", owned, from_now(idle_ttl_s), number, "drop")
 
     async def file_changes(self, ref: Ref) -> list[FileChange]:
         """The log's changes, in order. Raises `session_not_found`."""

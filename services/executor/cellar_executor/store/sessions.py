@@ -4,29 +4,44 @@ import time
 from collections.abc import Sequence
 
 from cellar_executor.errors import Refusal
-from cellar_executor.ids import Ref, is_server_made
+from cellar_executor.ids import Owned, Ref, is_server_made
 from cellar_executor.records import SessionConfig, SessionRecord, session_record
-from cellar_executor.store.connection import SESSIONS, Connection, answered, check, from_now
+from cellar_executor.store.connection import SESSIONS, Connection, answered, from_now
 
 
 class SessionRecords(Connection):
-    async def create(self, ref: Ref, config: SessionConfig, *, origin: str) -> SessionRecord:
-        """Record a session. Raises `session_exists` (also for deleted ids) and `too_many_sessions`."""
-        now, expires_at = time.time(), from_now(config.idle_ttl_s)
-        quota = self._quotas.max_sessions
-        check(
-            await self._script("create", ref, ref.session_id, quota, now, expires_at, config.model_dump_json(), origin)
-        )
-        return SessionRecord(ref, config, 1, 1, now, expires_at, cells_total=0, cells_pending=0, unrepeatable=False)
+    async def create(self, ref: Ref, config: SessionConfig, *, origin: str, max_sessions: int) -> SessionRecord:
+        """Record a session of a tenant that may have so many, owned by this server at epoch 1.
 
-    async def fork(self, ref: Ref, copies: Sequence[Ref], idle_ttl_s: float, *, origin: str) -> list[SessionRecord]:
+        Raises `session_exists` (also for deleted ids) and `too_many_sessions`.
+        """
+        now, expires_at = time.time(), from_now(config.idle_ttl_s)
+        written = config.model_dump_json()
+        await self._session_script("create", ref, None, ref.session_id, max_sessions, now, expires_at, written, origin)
+        return SessionRecord(
+            ref=ref,
+            config=config,
+            owner=self.instance,
+            epoch=1,
+            generation=1,
+            base_generation=1,
+            created_at=now,
+            expires_at=expires_at,
+            cells_total=0,
+            cells_pending=0,
+            running=False,
+            unrepeatable=False,
+        )
+
+    async def fork(
+        self, owned: Owned, copies: Sequence[Ref], idle_ttl_s: float, *, origin: str, max_sessions: int
+    ) -> list[SessionRecord]:
         """Record copies of a session and its log, all or none. Whoever calls has the session's turn.
 
         Raises `session_not_found`, `session_exists`, `too_many_sessions`.
         """
         flat = [part for copy in copies for part in (str(copy), copy.session_id)]
-        quota = self._quotas.max_sessions
-        check(await self._script("fork", ref, quota, time.time(), from_now(idle_ttl_s), origin, *flat, others=copies))
+        await self._script("fork", owned, max_sessions, time.time(), from_now(idle_ttl_s), origin, *flat, others=copies)
         return await self.sessions(copies)
 
     async def origins(self, refs: Sequence[Ref]) -> list[str | None]:
@@ -62,26 +77,25 @@ class SessionRecords(Connection):
         ids = await answered(self._redis.zrangebylex(f"cellar:listing:{tenant}", start, "+", 0, limit))
         return await self.sessions([Ref(tenant, session_id) for session_id in ids], skip_missing=True)
 
-    async def count_sessions(self) -> int:
-        return int(await answered(self._redis.zcard(SESSIONS)))
-
-    async def touch(self, ref: Ref, idle_ttl_s: float) -> None:
+    async def touch(self, owned: Owned, idle_ttl_s: float) -> None:
         """The session is in use. Raises `session_not_found`."""
-        check(await self._script("touch", ref, from_now(idle_ttl_s)))
+        await self._script("touch", owned, from_now(idle_ttl_s))
 
-    async def new_generation(self, ref: Ref, generation: int, idle_ttl_s: float, *, reset: bool) -> None:
+    async def new_generation(self, owned: Owned, generation: int, idle_ttl_s: float, *, reset: bool) -> None:
         """Raises `session_not_found`."""
         mode = "reset" if reset else "replay"
-        check(await self._script("renew", ref, from_now(idle_ttl_s), generation, mode))
+        await self._script("renew", owned, from_now(idle_ttl_s), generation, mode)
 
-    async def mark_lost(self, ref: Ref) -> None:
-        await self._script("lose", ref)
+    async def mark_lost(self, owned: Owned) -> None:
+        """Raises `session_not_found`."""
+        await self._script("lose", owned)
 
-    async def delete(self, ref: Ref, *, only_if_expired: bool = False) -> bool:
-        """Delete a session for ever; False when there was nothing to delete (or it is in use again)."""
-        tombstone_ttl_s = self._quotas.answer_ttl_s if is_server_made(ref.session_id) else ""
+    async def delete(self, owned: Owned, *, only_if_expired: bool = False) -> bool:
+        """Delete a session for ever; False when it is in use again. Raises `session_not_found`."""
+        session_id = owned.ref.session_id
+        tombstone_ttl_s = self._quotas.answer_ttl_s if is_server_made(session_id) else ""
         expired_by = time.time() if only_if_expired else ""
-        return bool(await self._script("delete", ref, ref.session_id, tombstone_ttl_s, expired_by) == "deleted")
+        return bool(await self._script("delete", owned, session_id, tombstone_ttl_s, expired_by) == "deleted")
 
     async def expired(self) -> list[Ref]:
         refs = await answered(self._redis.zrangebyscore(SESSIONS, "-inf", time.time(), 0, 100))

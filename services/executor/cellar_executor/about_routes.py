@@ -1,0 +1,57 @@
+"""What the server says about itself: for probes, for Prometheus, and for whoever opens it in a browser."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
+
+from cellar_client.schemas import Health, Readiness
+from cellar_executor import metrics
+from cellar_executor.page import page_file
+from cellar_executor.service import Service
+
+about = APIRouter()
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+TheService = Annotated[Service, Depends(_service)]
+
+
+@about.get("/healthz", response_model=Health)
+async def healthz(service: TheService) -> Response:
+    return _reply(service.health())
+
+
+@about.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+async def readyz(service: TheService) -> Response:
+    readiness = await service.readiness()
+    return _reply(readiness, 200 if readiness.status == "ready" else 503)
+
+
+@about.get("/metrics", response_class=PlainTextResponse)
+async def prometheus(service: TheService) -> Response:
+    return Response(metrics.exposition(service), media_type=metrics.CONTENT_TYPE)
+
+
+@about.get("/", include_in_schema=False)
+async def page() -> Response:
+    return page_file("index.html")
+
+
+@about.get("/page.js", include_in_schema=False)
+async def script() -> Response:
+    return page_file("page.js")
+
+
+@about.get("/page.css", include_in_schema=False)
+async def style() -> Response:
+    return page_file("page.css")
+
+
+def _reply(body: BaseModel, status: int = 200) -> Response:
+    return Response(body.model_dump_json(), status, media_type="application/json")
