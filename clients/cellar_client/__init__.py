@@ -5,7 +5,7 @@ Start with `AsyncCellar` or `Cellar`; what the server says is in `schemas`, what
 
 from importlib.metadata import version
 
-from cellar_client.aio import AsyncCellar, AsyncSession
+from cellar_client.aio import AsyncCellar, AsyncRunHandle, AsyncSession
 from cellar_client.errors import (
     BadRequest,
     BodyTooLarge,
@@ -26,6 +26,8 @@ from cellar_client.errors import (
     NotFound,
     NotRepeatable,
     NotSupported,
+    OwnerUnavailable,
+    QuotaExceeded,
     ReplyTooLarge,
     RequestInProgress,
     RequestTimeout,
@@ -45,13 +47,28 @@ from cellar_client.errors import (
     UnknownRuntime,
 )
 from cellar_client.retry import DEFAULT_RETRIES, NO_RETRIES, Retries
-from cellar_client.schemas import Cell, CellError, FileInfo, Files, Info, Limits, LimitsRequest, Run, Session
-from cellar_client.sync import Cellar, SyncSession
+from cellar_client.schemas import (
+    Cell,
+    CellError,
+    CellOutput,
+    CellStarted,
+    FileInfo,
+    Files,
+    Info,
+    Limits,
+    LimitsRequest,
+    Run,
+    RunAccepted,
+    RunEvent,
+    Session,
+)
+from cellar_client.sync import Cellar, RunHandle, SyncSession
 
 __version__ = version("cellar")
 
 __all__ = [
     "AsyncCellar",
+    "AsyncRunHandle",
     "AsyncSession",
     "BadRequest",
     "BodyTooLarge",
@@ -59,6 +76,8 @@ __all__ = [
     "CellError",
     "CellNotFound",
     "CellNotPending",
+    "CellOutput",
+    "CellStarted",
     "Cellar",
     "CellarError",
     "Conflict",
@@ -82,11 +101,16 @@ __all__ = [
     "NotFound",
     "NotRepeatable",
     "NotSupported",
+    "OwnerUnavailable",
+    "QuotaExceeded",
     "ReplyTooLarge",
     "RequestInProgress",
     "RequestTimeout",
     "Retries",
     "Run",
+    "RunAccepted",
+    "RunEvent",
+    "RunHandle",
     "RunNotFound",
     "ServerError",
     "ServerUnavailable",

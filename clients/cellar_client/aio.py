@@ -10,11 +10,13 @@ from typing import Any, Concatenate, ParamSpec, Self
 from uuid import uuid4
 
 from cellar_client import calls, schemas
-from cellar_client.errors import CellarError
-from cellar_client.operation import Operation, T
+from cellar_client.errors import CellarError, ConnectionFailed, InvalidReply
+from cellar_client.events import Continued, EventReader
+from cellar_client.operation import Operation, T, refusal
 from cellar_client.retry import DEFAULT_RETRIES, Retries, Tries
+from cellar_client.servers import Route, Servers
 from cellar_client.settings import settings
-from cellar_client.transport import AsyncTransport
+from cellar_client.transport import AsyncHttpStream, AsyncTransport, HttpReply
 from cellar_client.transport.aio import AiohttpTransport
 
 P = ParamSpec("P")
@@ -38,6 +40,31 @@ def _sent_to_session(
     @wraps(build)
     async def method(session: "AsyncSession", /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await session.cellar.send(build(session.session_id, *args, **kwargs))
+
+    return method
+
+
+def _begun_in_session(
+    build: Callable[Concatenate[str, P], Operation[schemas.RunAccepted]],
+) -> Callable[Concatenate["AsyncSession", P], Coroutine[Any, Any, "AsyncRunHandle"]]:
+    """The method of a session that has a run accepted and gives a handle to it."""
+
+    @wraps(build)
+    async def method(session: "AsyncSession", /, *args: P.args, **kwargs: P.kwargs) -> "AsyncRunHandle":
+        accepted = await session.cellar.send(build(session.session_id, *args, **kwargs))
+        return AsyncRunHandle(session, accepted.run_id)
+
+    return method
+
+
+def _streamed_from_session(
+    build: Callable[Concatenate[str, P], Operation[schemas.Run]],
+) -> Callable[Concatenate["AsyncSession", P], AsyncIterator[schemas.RunEvent]]:
+    """The method of a session that tells the events of a run."""
+
+    @wraps(build)
+    def method(session: "AsyncSession", /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[schemas.RunEvent]:
+        return session.cellar.stream(build(session.session_id, *args, **kwargs))
 
     return method
 
@@ -88,6 +115,9 @@ class AsyncSession:
     files = _sent_to_session(calls.files)
     delete_file = _sent_to_session(calls.delete_file)
     info = _sent_to_session(calls.session_info)
+    run_async = _begun_in_session(calls.run_async)
+    find_run = _sent_to_session(calls.find_run)
+    stream_run = _streamed_from_session(calls.stream_run)
 
     async def fork(
         self, count: int | None = None, *, session_ids: Sequence[str] | None = None, trust: schemas.Trust = "isolated"
@@ -97,8 +127,28 @@ class AsyncSession:
         return [self.cellar.attach(fork.session_id) for fork in forks]
 
 
+class AsyncRunHandle:
+    """A run that goes on by itself; made by `AsyncSession.run_async`, or from a run's id to find it again."""
+
+    def __init__(self, session: "AsyncSession", run_id: str) -> None:
+        self.session = session
+        self.run_id = run_id
+
+    async def wait(self, timeout_s: float | None = None) -> schemas.Run:
+        """The outcome. Raises `TimeoutError` if it goes on for longer, and what it was refused with in its turn."""
+        patience_ends = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = calls.POLL_S if patience_ends is None else patience_ends - time.monotonic()
+            run = await self.session.find_run(self.run_id, min(calls.POLL_S, max(0.0, left_s)))
+            if run is not None:
+                return run
+            if left_s <= 0:
+                raise TimeoutError(f"run {self.run_id} goes on")
+            await asyncio.sleep(min(calls.POLL_PAUSE_S, left_s))
+
+
 class AsyncCellar:
-    """A connection to a Cellar server; make one and share it.
+    """A connection to a Cellar server, or to several that share their sessions; make one and share it.
 
         async with AsyncCellar() as cellar, cellar.session() as session:
             await session.queue("x = 6")
@@ -106,25 +156,30 @@ class AsyncCellar:
             assert run.stdout == "42\\n"
 
     Args:
-        base_url: the server; `CELLAR_URL`, or http://127.0.0.1:8080, when left out.
+        base_url: the server, or several (also separated by commas); `CELLAR_URL`, or http://127.0.0.1:8080, when left
+            out.
         api_key: `CELLAR_API_KEY` when left out.
         timeout_s: of every call but runs, which have `calls.RUN_SILENCE_S` more than their cells.
         retries: what to do about failures that may pass.
-        transport: replaces HTTP over the network. The default one goes straight to the server, through no proxy.
+        transport: replaces HTTP over the network, one for each server. The default ones go straight to the servers,
+            through no proxy.
     """
 
     def __init__(
         self,
-        base_url: str | None = None,
+        base_url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
         timeout_s: float = 30.0,
         retries: Retries = DEFAULT_RETRIES,
-        transport: AsyncTransport | None = None,
+        transport: AsyncTransport | Sequence[AsyncTransport] = (),
     ) -> None:
         where = settings(base_url, api_key)
         self._retries = retries
-        self._transport = transport or AiohttpTransport(where.base_url, api_key=where.api_key, timeout_s=timeout_s)
+        given = transport if isinstance(transport, Sequence) else [transport]
+        self._servers: Servers[AsyncTransport] = Servers(
+            given or [AiohttpTransport(url, api_key=where.api_key, timeout_s=timeout_s) for url in where.base_urls]
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -133,7 +188,8 @@ class AsyncCellar:
         await self.close()
 
     async def close(self) -> None:
-        await self._transport.close()
+        for server in self._servers.all:
+            await server.close()
 
     session = _opened(calls.create_session)
     create_session = _sent(calls.create_session)
@@ -166,27 +222,68 @@ class AsyncCellar:
         When a request fails, its operations and those after it have that error. Raises `ValueError`, before anything is
         sent, for an operation that cannot be batched.
         """
-        requests = [
-            calls.batch(operations[i : i + calls.BATCH_SIZE]) for i in range(0, len(operations), calls.BATCH_SIZE)
-        ]
         results: list[T | CellarError] = []
-        for request in requests:
+        for request in calls.batches(operations):
             try:
                 results += await self.send(request)
             except CellarError as error:
                 return results + [error] * (len(operations) - len(results))
         return results
 
+    async def stream(self, operation: Operation[schemas.Run]) -> AsyncIterator[schemas.RunEvent]:
+        """The events of a run (`calls.stream_run`), the `Run` last. Raises `CellarError`."""
+        request = operation.request(idempotency_key=uuid4().hex)
+        tries, continued = Tries(self._retries), Continued()
+        route = self._servers.route(operation.session_id, now_s=time.monotonic())
+        while True:
+            try:
+                async with route.server.open(request) as reply:
+                    async for event in _events(operation, reply):
+                        if continued.new(event):
+                            yield event
+                        if isinstance(event, schemas.Run):
+                            route.answered(event)
+                            return
+                raise ConnectionFailed(f"{operation.method} {operation.path}: the stream ended before the run")
+            except CellarError as error:
+                tries = _again(route, tries, error)
+            await asyncio.sleep(tries.pause_s)
+
     async def send(self, operation: Operation[T]) -> T:
         """Send one operation, and again as `retries` allows. Raises `CellarError`."""
         request = operation.request(idempotency_key=uuid4().hex)
         tries = Tries(self._retries)
+        route = self._servers.route(operation.session_id, now_s=time.monotonic())
         while True:
             try:
-                return operation.read(await self._transport.send(request))
+                value = operation.read(await route.server.send(request))
             except CellarError as error:
-                following = tries.after(error, now_s=time.monotonic(), jitter=random.random())
-                if following is None:
-                    raise
-                tries = following
+                tries = _again(route, tries, error)
+            else:
+                route.answered(value)
+                return value
             await asyncio.sleep(tries.pause_s)
+
+
+def _again(route: Route[AsyncTransport], tries: Tries, error: CellarError) -> Tries:
+    """Where and when to try again. Raises the error when that is no use."""
+    now_s = time.monotonic()
+    elsewhere = route.refuse(error, now_s=now_s)
+    following = tries.after(error, now_s=now_s, jitter=random.random(), elsewhere=elsewhere)
+    if following is None:
+        raise error
+    return following
+
+
+async def _events(operation: Operation[schemas.Run], reply: AsyncHttpStream) -> AsyncIterator[schemas.RunEvent]:
+    """What a streamed reply says. Raises the error that it is, or ends with."""
+    if reply.status != 200:
+        content = b"".join([chunk async for chunk in reply.chunks])
+        raise refusal(HttpReply(reply.status, content, reply.retry_after))
+    reader = EventReader()
+    async for chunk in reply.chunks:
+        try:
+            for event in reader.feed(chunk):
+                yield event
+        except ValueError as error:
+            raise InvalidReply(f"{operation.method} {operation.path}: {error}") from error

@@ -5,10 +5,11 @@ Each of them raises `pydantic.ValidationError`, before anything is sent, for arg
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 from urllib.parse import quote
 
-from pydantic import AfterValidator, JsonValue, TypeAdapter
+from pydantic import AfterValidator, Field, JsonValue, TypeAdapter
 from pydantic_core import to_json
 
 from cellar_client.errors import CellarError
@@ -32,6 +33,7 @@ from cellar_client.schemas import (
     Readiness,
     Recovery,
     Run,
+    RunAccepted,
     RunRequest,
     Session,
     SessionPage,
@@ -49,6 +51,11 @@ wait for ever on one connection, where it would never learn that the server is g
 stored run when it is done.
 """
 
+STREAM_SILENCE_S = 45.0
+"""Three times the pause after which the server of a stream says that it is still there."""
+POLL_S, POLL_SILENCE_S, POLL_PAUSE_S = 30.0, 30.0, 0.25
+"""How long a request for a run waits for its end, how much longer the server may be silent, and the pause after it."""
+
 BATCH_SIZE = 1000
 """Most operations that the server takes in one batch; the clients cut longer ones."""
 
@@ -59,6 +66,9 @@ def _plain(path: str) -> str:
     return path
 
 
+_RUN_OR_ACCEPTED: TypeAdapter[Run | RunAccepted] = TypeAdapter(
+    Annotated[Run | RunAccepted, Field(union_mode="left_to_right")]
+)
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 _FILE_PATH: TypeAdapter[str] = TypeAdapter(Annotated[str, AfterValidator(_plain)])
 
@@ -221,6 +231,45 @@ def run(
     )
 
 
+def run_async(
+    session_id: str,
+    code: str | None = None,
+    *,
+    cell_id: str | None = None,
+    timeout_s: float | None = None,
+    on_error: OnError = "stop",
+    atomic: bool = False,
+) -> Operation[RunAccepted]:
+    """As `run`, but answered as soon as the run is durable: it is done once, whatever becomes of client and server."""
+    body = RunRequest(code=code, cell_id=cell_id, timeout_s=timeout_s, on_error=on_error, atomic=atomic)
+    headers = {"Prefer": "respond-async"}
+    return Operation("POST", f"{_path(session_id)}/run", RunAccepted.model_validate_json, body, headers=headers)
+
+
+def find_run(session_id: str, run_id: str, wait_s: float = 0.0) -> Operation[Run | None]:
+    """A run by its id; None if it goes on for longer than `wait_s` (at most 60)."""
+    path = f"{_path(session_id)}/runs/{_IDENTIFIER.validate_python(run_id)}"
+    return Operation("GET", path, _run_if_ended, query={"wait_s": str(wait_s)}, silence_s=wait_s + POLL_SILENCE_S)
+
+
+def stream_run(
+    session_id: str,
+    code: str | None = None,
+    *,
+    cell_id: str | None = None,
+    timeout_s: float | None = None,
+    on_error: OnError = "stop",
+    atomic: bool = False,
+) -> Operation[Run]:
+    """As `run`, told as it goes: `RunAccepted`, for each cell `CellStarted`, `CellOutput` and `Cell`, then the `Run`.
+
+    When the connection breaks the run goes on, and what is told continues with its end. Leave off early with
+    `contextlib.closing` (`aclosing`) around the events: the run goes on then, too.
+    """
+    operation = run(session_id, code, cell_id=cell_id, timeout_s=timeout_s, on_error=on_error, atomic=atomic)
+    return replace(operation, query={"stream": "true"}, silence_s=STREAM_SILENCE_S, batched=None)
+
+
 def cells(session_id: str) -> Operation[list[Cell]]:
     """All cells of the session, in the order in which they were accepted."""
     return Operation("GET", f"{_path(session_id)}/cells", _cells)
@@ -288,7 +337,13 @@ def batch(operations: Sequence[Operation[T]]) -> Operation[list[T | CellarError]
         results = BatchReply.model_validate_json(content).results
         return [operation.outcome(result) for operation, result in zip(operations, results, strict=True)]
 
-    return Operation("POST", "/v1/batch", outcomes, body, silence_s=max(silence_s, RUN_SILENCE_S))
+    near = next(filter(None, (operation.session_id for operation in operations)), None)
+    return Operation("POST", "/v1/batch", outcomes, body, silence_s=max(silence_s, RUN_SILENCE_S), near=near)
+
+
+def batches(operations: Sequence[Operation[T]]) -> list[Operation[list[T | CellarError]]]:
+    """Any number of operations in as few batches as can be, in this order."""
+    return [batch(operations[start : start + BATCH_SIZE]) for start in range(0, len(operations), BATCH_SIZE)]
 
 
 # --- the server about itself --------------------------------------------------------------------
@@ -342,6 +397,11 @@ def _the_one_cell(content: bytes) -> Cell:
 
 def _sessions(content: bytes) -> list[Session]:
     return Sessions.model_validate_json(content).sessions
+
+
+def _run_if_ended(content: bytes) -> Run | None:
+    found = _RUN_OR_ACCEPTED.validate_json(content)
+    return found if isinstance(found, Run) else None
 
 
 def _nothing(content: bytes) -> None:

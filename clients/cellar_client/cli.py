@@ -4,6 +4,7 @@ Exit codes: 0 all went well, 1 a cell failed, 2 wrong usage, 3 the server cannot
 """
 
 import sys
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cellar_client import __version__
 from cellar_client.errors import CellarError
-from cellar_client.schemas import Cell, Info, Run, Session, Tier
+from cellar_client.schemas import Cell, CellOutput, Info, Run, RunEvent, Session, Tier
 from cellar_client.settings import API_KEY_VARIABLE, DEFAULT_URL, URL_VARIABLE
 from cellar_client.sync import Cellar
 
@@ -47,7 +48,9 @@ def _version(asked: bool) -> None:
 @app.callback()
 def connect(
     ctx: typer.Context,
-    url: Annotated[str, typer.Option(envvar=URL_VARIABLE, metavar="URL", help="The Cellar server.")] = DEFAULT_URL,
+    url: Annotated[
+        str, typer.Option(envvar=URL_VARIABLE, metavar="URL", help="The Cellar server, or several: URL,URL.")
+    ] = DEFAULT_URL,
     api_key: Annotated[
         str, typer.Option(envvar=API_KEY_VARIABLE, metavar="KEY", help="Needed if the server has keys.")
     ] = "",
@@ -81,6 +84,7 @@ def run_file(
         str, typer.Option(metavar="TEXT", help="Lines that begin with it start a new cell.")
     ] = "# %%",
     isolation: Isolation = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print what the cells write while they run.")] = False,
 ) -> None:
     """Run a file in a fresh session.
 
@@ -95,8 +99,8 @@ def run_file(
     with ctx.ensure_object(Cellar).session(isolation=isolation) as session:
         if cells:
             session.queue_all(cells)
-        run = session.run(timeout_s=timeout)
-    raise typer.Exit(report(run))
+        run = follow(session.stream_run(timeout_s=timeout)) if stream else session.run(timeout_s=timeout)
+    raise typer.Exit(report(run, printed=stream))
 
 
 @app.command("exec")
@@ -151,10 +155,29 @@ def split_cells(source: str, marker: str) -> list[str]:
     return [code for code in map("".join, cells) if code.strip()]
 
 
-def report(run: Run) -> int:
-    """Print what a run did, as Python itself would have, and say how the command should exit."""
-    typer.echo(run.stdout, nl=False)
-    typer.echo(run.stderr, nl=False, err=True)
+def follow(events: Iterator[RunEvent]) -> Run:
+    """Print what the cells of a run write as they write it."""
+    for event in events:
+        if isinstance(event, CellOutput):
+            gap = "\n... [output left out] ...\n" if event.dropped else ""
+            typer.echo(gap + event.text, nl=False, err=event.stream == "stderr")
+        elif isinstance(event, Run):
+            break
+    else:
+        raise AssertionError("a stream ends with the run, or raises")
+    return event
+
+
+def report(run: Run, *, printed: bool = False) -> int:
+    """Print what a run did, as Python itself would have, and say how the command should exit.
+
+    Of a run whose output is `printed` already, what is left to say.
+    """
+    if not printed:
+        typer.echo(run.stdout, nl=False)
+        typer.echo(run.stderr, nl=False, err=True)
+    elif run.truncated:
+        typer.echo("\n... [output cut] ...", err=True)
     for number, cell in enumerate(run.cells, start=1):
         if cell.status not in ("ok", "skipped"):
             typer.echo(_failure(cell, number, len(run.cells)), err=True)

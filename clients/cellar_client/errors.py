@@ -30,11 +30,13 @@ CellarError
     ├── SessionLost               410: the session's kernel died, its state is gone
     ├── TooMany                   429
     │   ├── TooManySessions       retried
+    │   ├── QuotaExceeded         retried
     │   └── TooManyCells
     └── ServerUnavailable         500, 503: retried
         ├── InternalError
         ├── StoreUnavailable
         ├── KernelUnavailable
+        ├── OwnerUnavailable      the server that holds the session is gone, and not yet replaced
         └── ShuttingDown
 
 A cell that fails is none of these: it is a result.
@@ -174,6 +176,10 @@ class TooManySessions(TooMany):
     pass
 
 
+class QuotaExceeded(TooMany):
+    pass
+
+
 class TooManyCells(TooMany):
     pass
 
@@ -191,6 +197,10 @@ class StoreUnavailable(ServerUnavailable):
 
 
 class KernelUnavailable(ServerUnavailable):
+    pass
+
+
+class OwnerUnavailable(ServerUnavailable):
     pass
 
 
@@ -223,10 +233,12 @@ BY_CODE: Mapping[str, type[ServerError]] = {
     "idempotency_mismatch": IdempotencyMismatch,
     "too_many_sessions": TooManySessions,
     "too_many_cells": TooManyCells,
+    "quota_exceeded": QuotaExceeded,
     "internal_error": InternalError,
     "not_supported": NotSupported,
     "store_unavailable": StoreUnavailable,
     "kernel_unavailable": KernelUnavailable,
+    "owner_unavailable": OwnerUnavailable,
     "shutting_down": ShuttingDown,
 }
 

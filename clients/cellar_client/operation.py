@@ -30,14 +30,26 @@ class Operation(Generic[T_co]):
     query: Mapping[str, str] = field(default_factory=dict)
     silence_s: float | None = None
     """Longest silence of the server before the client asks again; None is the client's `timeout_s`."""
+    headers: Mapping[str, str] = field(default_factory=dict)
     also_good: int | None = None
     """A status beside 2xx whose body `parse` reads."""
     batched: Mapping[str, str] | None = None
     """What an entry of `POST /v1/batch` has beside the body (`op`, `session_id`); None cannot be batched."""
+    near: str | None = None
+    """A session that it is about, where the path names none."""
+
+    @property
+    def session_id(self) -> str | None:
+        """The session that it is about, if any: of several servers, the one that holds it is the one to ask."""
+        match self.path.split("/", 4):
+            case ["", "v1", "sessions", session_id, *_]:
+                return session_id
+            case _:
+                return self.near
 
     def request(self, idempotency_key: str) -> HttpRequest:
         """The request, the same for every try. Only a POST needs a key: repeating the others changes nothing."""
-        headers = {"Idempotency-Key": idempotency_key} if self.method == "POST" else {}
+        headers = {**self.headers, **({"Idempotency-Key": idempotency_key} if self.method == "POST" else {})}
         content = b""
         if isinstance(self.body, bytes):
             headers["Content-Type"] = "application/octet-stream"

@@ -10,6 +10,8 @@ from typing import Literal
 from cellar_client.errors import (
     CellarError,
     ConnectionFailed,
+    OwnerUnavailable,
+    QuotaExceeded,
     RequestInProgress,
     RequestTimeout,
     ServerError,
@@ -17,9 +19,9 @@ from cellar_client.errors import (
     TooManySessions,
 )
 
-Verdict = Literal["failed", "in_progress", "final"]
+Verdict = Literal["failed", "moving", "in_progress", "final"]
 
-IN_PROGRESS_PAUSE_S = 0.25
+ASK_AGAIN_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Retries:
     attempts: int = 5
     """Failures in a row, the first included, after which the error is raised."""
     failing_s: float = 60.0
-    """No try starts later than this after the first failure in a row."""
+    """No try starts later than this after the first failure in a row: longer than a server's sessions take to move."""
     in_progress_s: float = 3600.0
     """How long to wait for a request that the server says is still being answered (`request_in_progress`)."""
     first_pause_s: float = 0.1
@@ -38,7 +40,7 @@ class Retries:
 
 
 DEFAULT_RETRIES = Retries()
-NO_RETRIES = Retries(attempts=1, in_progress_s=0.0)
+NO_RETRIES = Retries(attempts=1, failing_s=0.0, in_progress_s=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,19 @@ class Tries:
     pause_s: float = 0.0
     """How long to wait before the next try."""
 
-    def after(self, error: CellarError, *, now_s: float, jitter: float) -> "Tries | None":
+    def after(self, error: CellarError, *, now_s: float, jitter: float, elsewhere: bool = False) -> "Tries | None":
         """The tries with `error` counted, or None when it has to be raised.
 
         Args:
             now_s: a monotonic clock.
             jitter: uniform in [0, 1), so that clients that failed together do not come back together.
+            elsewhere: the next try asks another server: what this one asked to wait does not hold for it.
         """
         match verdict(error):
             case "failed":
-                return self._after_failure(retry_after_s(error), now_s, jitter)
+                return self._after_failure(0.0 if elsewhere else retry_after_s(error), now_s, jitter)
+            case "moving":
+                return self._after_moving(retry_after_s(error), now_s, jitter)
             case "in_progress":
                 return self._after_in_progress(retry_after_s(error), now_s)
             case "final":
@@ -75,10 +80,18 @@ class Tries:
             return None
         return replace(self, failures=failures, failing_since_s=since_s, pause_s=pause_s)
 
+    def _after_moving(self, retry_after_s: float, now_s: float, jitter: float) -> "Tries | None":
+        """No failure of who answered: a session's next server may hold it only when the last one's lease has ended."""
+        since_s = now_s if self.failing_since_s is None else self.failing_since_s
+        pause_s = max(retry_after_s, ASK_AGAIN_S) + jitter * self.retries.first_pause_s
+        if now_s + pause_s > since_s + self.retries.failing_s:
+            return None
+        return replace(self, failing_since_s=since_s, pause_s=pause_s)
+
     def _after_in_progress(self, retry_after_s: float, now_s: float) -> "Tries | None":
         """No failure: the server lives and the first request goes on, so the count of failures in a row starts anew."""
         since_s = now_s if self.in_progress_since_s is None else self.in_progress_since_s
-        pause_s = max(retry_after_s, IN_PROGRESS_PAUSE_S)
+        pause_s = max(retry_after_s, ASK_AGAIN_S)
         if now_s + pause_s > since_s + self.retries.in_progress_s:
             return None
         return Tries(self.retries, in_progress_since_s=since_s, pause_s=pause_s)
@@ -89,7 +102,9 @@ def verdict(error: CellarError) -> Verdict:
     match error:
         case RequestInProgress():
             return "in_progress"
-        case ConnectionFailed() | RequestTimeout() | TooManySessions() | ServerUnavailable():
+        case OwnerUnavailable():
+            return "moving"
+        case ConnectionFailed() | RequestTimeout() | TooManySessions() | QuotaExceeded() | ServerUnavailable():
             return "failed"
         case _:
             return "final"

@@ -1,9 +1,10 @@
 """One HTTP request out, one HTTP reply in. How they travel is in `transport.aio` and `transport.sync`.
 
-Another transport is any object with `send` and `close`; it raises nothing but `TransportError`.
+Another transport is any object with `send`, `open` and `close`; it raises nothing but `TransportError`.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlencode, urlsplit
@@ -37,9 +38,31 @@ class HttpReply:
     """The `Retry-After` header."""
 
 
+@dataclass(frozen=True, slots=True)
+class AsyncHttpStream:
+    """A reply whose body comes piece by piece; reading it raises `TransportError` when it breaks."""
+
+    status: int
+    chunks: AsyncIterator[bytes]
+    retry_after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpStream:
+    """A reply whose body comes piece by piece; reading it raises `TransportError` when it breaks."""
+
+    status: int
+    chunks: Iterator[bytes]
+    retry_after: str | None = None
+
+
 class AsyncTransport(Protocol):
     async def send(self, request: HttpRequest) -> HttpReply:
         """Raises `TransportError` when no whole reply came."""
+        ...
+
+    def open(self, request: HttpRequest) -> AbstractAsyncContextManager[AsyncHttpStream]:
+        """The reply as it comes; leaving it before its end cuts the connection. Raises as `send`."""
         ...
 
     async def close(self) -> None: ...
@@ -48,6 +71,10 @@ class AsyncTransport(Protocol):
 class Transport(Protocol):
     def send(self, request: HttpRequest) -> HttpReply:
         """Raises `TransportError` when no whole reply came."""
+        ...
+
+    def open(self, request: HttpRequest) -> AbstractContextManager[HttpStream]:
+        """The reply as it comes; leaving it before its end cuts the connection. Raises as `send`."""
         ...
 
     def close(self) -> None: ...

@@ -1,6 +1,8 @@
 """HTTP for asyncio: the only file of the client that knows aiohttp."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from io import BytesIO
 
 import aiohttp
@@ -11,6 +13,7 @@ from cellar_client.errors import ConnectionFailed, InvalidReply, RequestTimeout,
 from cellar_client.transport import (
     CONNECT_TIMEOUT_S,
     MAX_CONNECTIONS,
+    AsyncHttpStream,
     HttpReply,
     HttpRequest,
     authorization,
@@ -40,11 +43,27 @@ class AiohttpTransport:
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise _named(error, f"{request.method} {self._base}{request.path}") from error
 
+    @asynccontextmanager
+    async def open(self, request: HttpRequest) -> AsyncIterator[AsyncHttpStream]:
+        async with self._slots:
+            try:
+                async with self._reply(request) as response:
+                    chunks = response.content.iter_any()
+                    yield AsyncHttpStream(response.status, chunks, response.headers.get("Retry-After"))
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise _named(error, f"{request.method} {self._base}{request.path}") from error
+
     async def close(self) -> None:
         if self._opened is not None:
             await self._opened.close()
 
     async def _exchange(self, request: HttpRequest) -> HttpReply:
+        async with self._reply(request) as response:
+            return HttpReply(response.status, await response.read(), response.headers.get("Retry-After"))
+
+    @asynccontextmanager
+    async def _reply(self, request: HttpRequest) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The head of the reply."""
         silence_s = self._timeout_s if request.silence_s is None else request.silence_s
         connect_s = min(self._timeout_s, CONNECT_TIMEOUT_S)
         # aiohttp bounds the waits to connect and to read, and none to write: so there is a bound on all that comes
@@ -59,8 +78,7 @@ class AiohttpTransport:
                 allow_redirects=False,
             ) as response:
                 until_head.reschedule(None)
-                content = await response.read()
-                return HttpReply(response.status, content, response.headers.get("Retry-After"))
+                yield response
 
     @property
     def _session(self) -> aiohttp.ClientSession:

@@ -1,5 +1,8 @@
 """HTTP for blocking code: the only file of the client that knows urllib3."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import urllib3
 from urllib3.exceptions import DecodeError, HTTPError, ReadTimeoutError
 
@@ -9,9 +12,12 @@ from cellar_client.transport import (
     MAX_CONNECTIONS,
     HttpReply,
     HttpRequest,
+    HttpStream,
     authorization,
     base_of,
 )
+
+CHUNK = 2**16
 
 
 class Urllib3Transport:
@@ -26,22 +32,42 @@ class Urllib3Transport:
         self._pool = urllib3.connection_from_url(self._base, maxsize=MAX_CONNECTIONS, block=True)
 
     def send(self, request: HttpRequest) -> HttpReply:
-        silence_s = self._timeout_s if request.silence_s is None else request.silence_s
-        try:
-            response = self._pool.urlopen(
-                request.method,
-                f"{self._prefix}{request.target}",
-                request.content or None,
-                {**self._headers, **request.headers},
-                retries=False,
-                timeout=urllib3.Timeout(connect=min(self._timeout_s, CONNECT_TIMEOUT_S), read=silence_s),
-            )
+        with _naming(f"{request.method} {self._base}{request.path}"):
+            response = self._ask(request, preload=True)
             return HttpReply(response.status, response.data, response.headers.get("Retry-After"))
-        except (HTTPError, OSError) as error:
-            raise _named(error, f"{request.method} {self._base}{request.path}") from error
+
+    @contextmanager
+    def open(self, request: HttpRequest) -> Iterator[HttpStream]:
+        with _naming(f"{request.method} {self._base}{request.path}"):
+            response = self._ask(request, preload=False)
+            try:
+                yield HttpStream(response.status, response.stream(CHUNK), response.headers.get("Retry-After"))
+            finally:
+                response.close()
+                response.release_conn()
+
+    def _ask(self, request: HttpRequest, *, preload: bool) -> urllib3.BaseHTTPResponse:
+        silence_s = self._timeout_s if request.silence_s is None else request.silence_s
+        return self._pool.urlopen(
+            request.method,
+            f"{self._prefix}{request.target}",
+            request.content or None,
+            {**self._headers, **request.headers},
+            retries=False,
+            timeout=urllib3.Timeout(connect=min(self._timeout_s, CONNECT_TIMEOUT_S), read=silence_s),
+            preload_content=preload,
+        )
 
     def close(self) -> None:
         self._pool.close()
+
+
+@contextmanager
+def _naming(request: str) -> Iterator[None]:
+    try:
+        yield
+    except (HTTPError, OSError) as error:
+        raise _named(error, request) from error
 
 
 def _named(error: Exception, request: str) -> TransportError:

@@ -1,13 +1,14 @@
 """A scripted server: it answers one reply after the other and remembers what it was asked."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 from cellar_client.aio import AsyncCellar
 from cellar_client.errors import TransportError
 from cellar_client.retry import DEFAULT_RETRIES, Retries
 from cellar_client.sync import Cellar
-from cellar_client.transport import HttpReply, HttpRequest
+from cellar_client.transport import AsyncHttpStream, HttpReply, HttpRequest, HttpStream
 
 LIMITS = {"cell_timeout_s": 10.0, "memory_mb": 512, "processes": 16, "disk_mb": 64, "output_bytes": 65536}
 RUN = {
@@ -53,6 +54,17 @@ def problem(status: int, code: str, retry_after: str | None = None) -> HttpReply
     return HttpReply(status, json.dumps({"title": "no", "status": status, "code": code}).encode(), retry_after)
 
 
+def events(*named: tuple[str, object]) -> HttpReply:
+    """A reply that streams events; one without `done` breaks off."""
+    blocks = [f"event: {name}\ndata: {json.dumps(body)}\n\n" for name, body in named]
+    return HttpReply(200, ": still here\n\n".join(blocks).encode())
+
+
+def pieces(content: bytes) -> Iterator[bytes]:
+    """As they may come over a network."""
+    return (content[i : i + 7] for i in range(0, len(content), 7))
+
+
 class FakeServer:
     """Replies, or what the transport raises, in their order."""
 
@@ -93,6 +105,16 @@ class AsyncWire:
     async def send(self, request: HttpRequest) -> HttpReply:
         return self._server.answer(request)
 
+    @asynccontextmanager
+    async def open(self, request: HttpRequest) -> AsyncIterator[AsyncHttpStream]:
+        reply = self._server.answer(request)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for chunk in pieces(reply.content):
+                yield chunk
+
+        yield AsyncHttpStream(reply.status, chunks(), reply.retry_after)
+
     async def close(self) -> None: ...
 
 
@@ -102,5 +124,10 @@ class Wire:
 
     def send(self, request: HttpRequest) -> HttpReply:
         return self._server.answer(request)
+
+    @contextmanager
+    def open(self, request: HttpRequest) -> Iterator[HttpStream]:
+        reply = self._server.answer(request)
+        yield HttpStream(reply.status, pieces(reply.content), reply.retry_after)
 
     def close(self) -> None: ...

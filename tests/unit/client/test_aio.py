@@ -3,6 +3,7 @@ import json
 import pytest
 
 from cellar_client import calls, schemas
+from cellar_client.aio import AsyncCellar
 from cellar_client.errors import (
     ConnectionFailed,
     RequestTimeout,
@@ -13,7 +14,7 @@ from cellar_client.errors import (
 )
 from cellar_client.retry import NO_RETRIES
 from cellar_client.transport import HttpReply
-from tests.unit.client.fake_server import QUICK, RUN, FakeServer, cell, gone, ok, problem, session
+from tests.unit.client.fake_server import QUICK, RUN, AsyncWire, FakeServer, cell, gone, ok, problem, session
 
 
 async def test_a_session_is_created_on_enter_and_deleted_on_exit() -> None:
@@ -162,3 +163,25 @@ async def test_what_cannot_be_batched_is_refused_before_anything_is_sent(monkeyp
     with pytest.raises(ValueError, match="GET /v1/info"):
         await server.async_cellar().batch([calls.run("s1"), calls.info()])
     assert not server.requests
+
+
+async def test_the_next_try_asks_the_next_server_under_the_same_key() -> None:
+    dead = FakeServer(ConnectionFailed("refused"))
+    other = FakeServer(ok(session(), 201), ok(RUN))
+    async with AsyncCellar(transport=[AsyncWire(dead), AsyncWire(other)], retries=QUICK) as cellar:
+        created = await cellar.create_session()
+        await cellar.attach(created.session_id).run("x")
+    assert dead.keys[0] == other.keys[0]
+    assert other.asked == ["POST /v1/sessions", "POST /v1/sessions/s1/run"]
+
+
+async def test_a_session_and_its_batches_stay_with_one_server() -> None:
+    first = FakeServer(ok(session(), 201), ok(RUN), ok({"results": [{"status": 200, "body": RUN}]}))
+    second = FakeServer(ok(session("s2"), 201))
+    async with AsyncCellar(transport=[AsyncWire(first), AsyncWire(second)]) as cellar:
+        await cellar.create_session()
+        await cellar.create_session()
+        await cellar.attach("s1").run("x")
+        await cellar.batch([calls.run("s1", "x")])
+    assert first.exhausted
+    assert second.exhausted

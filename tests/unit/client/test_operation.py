@@ -75,3 +75,20 @@ def test_a_server_that_is_not_ready_says_so_without_an_error() -> None:
     effective = {"tier": "warm", "namespaces": [], "seccomp": "none", "cgroup": "none", "host_uid": "shared"}
     body = {"status": "not_ready", "redis": "down", "isolation": "ok", "effective": effective}
     assert calls.readiness().read(HttpReply(503, json.dumps(body).encode())).redis == "down"
+
+
+@pytest.mark.parametrize(
+    ("operation", "session_id"),
+    [
+        (calls.run("s1"), "s1"),
+        (calls.cell("s1", "c1"), "s1"),
+        (calls.delete_session("s1"), "s1"),
+        (calls.get_file("s1", "v1/sessions/s2"), "s1"),
+        (calls.create_session(session_id="s1"), None),
+        (calls.sessions_page(None, 10), None),
+        (calls.execute("1"), None),
+        (calls.batch([calls.execute("1"), calls.run("s1"), calls.run("s2")]), "s1"),
+    ],
+)
+def test_an_operation_knows_the_session_that_it_is_about(operation: Operation[object], session_id: str | None) -> None:
+    assert operation.session_id == session_id

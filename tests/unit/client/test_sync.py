@@ -16,7 +16,7 @@ from cellar_client.errors import (
 from cellar_client.retry import NO_RETRIES
 from cellar_client.sync import Cellar, SyncSession
 from cellar_client.transport import HttpReply
-from tests.unit.client.fake_server import QUICK, RUN, FakeServer, cell, gone, ok, problem, session
+from tests.unit.client.fake_server import QUICK, RUN, FakeServer, Wire, cell, gone, ok, problem, session
 
 
 def surface(kind: type[object]) -> dict[str, list[inspect.Parameter]]:
@@ -175,3 +175,25 @@ def test_what_cannot_be_batched_is_refused_before_anything_is_sent(monkeypatch: 
     with pytest.raises(ValueError, match="GET /v1/info"):
         server.cellar().batch([calls.run("s1"), calls.info()])
     assert not server.requests
+
+
+def test_the_next_try_asks_the_next_server_under_the_same_key() -> None:
+    dead = FakeServer(ConnectionFailed("refused"))
+    other = FakeServer(ok(session(), 201), ok(RUN))
+    with Cellar(transport=[Wire(dead), Wire(other)], retries=QUICK) as cellar:
+        created = cellar.create_session()
+        cellar.attach(created.session_id).run("x")
+    assert dead.keys[0] == other.keys[0]
+    assert other.asked == ["POST /v1/sessions", "POST /v1/sessions/s1/run"]
+
+
+def test_a_session_and_its_batches_stay_with_one_server() -> None:
+    first = FakeServer(ok(session(), 201), ok(RUN), ok({"results": [{"status": 200, "body": RUN}]}))
+    second = FakeServer(ok(session("s2"), 201))
+    with Cellar(transport=[Wire(first), Wire(second)]) as cellar:
+        cellar.create_session()
+        cellar.create_session()
+        cellar.attach("s1").run("x")
+        cellar.batch([calls.run("s1", "x")])
+    assert first.exhausted
+    assert second.exhausted
