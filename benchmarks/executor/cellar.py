@@ -63,6 +63,7 @@ class CellarSide:
 class CellarSession:
     def __init__(self, side: CellarSide, session_id: str) -> None:
         self._side = side
+        self.session_id = session_id
         self._path = f"/v1/sessions/{session_id}"
 
     def run(self, code: str) -> str:

@@ -44,6 +44,16 @@ def command(pid: int) -> str:
         return ""
 
 
+def disk_flushes(path: Path) -> int | None:
+    """Flushes so far of the disk that `path` is on, whoever asked for them; None where it is on no disk of its own."""
+    device = path.stat().st_dev
+    for line in _lines(PROC / "diskstats"):
+        fields = line.split()
+        if (int(fields[0]), int(fields[1])) == (os.major(device), os.minor(device)) and len(fields) > 18:
+            return int(fields[18])
+    return None
+
+
 def machine(isolation: str) -> str:
     """One line about where and when the figures were made."""
     cpu = next((v for line in _lines(PROC / "cpuinfo") if (v := _value(line, "model name"))), platform.machine())
