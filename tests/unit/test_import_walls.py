@@ -51,6 +51,13 @@ def test_only_the_store_knows_redis() -> None:
     assert knowing == {package / "store"}
 
 
+def test_only_http_knows_its_framework() -> None:
+    package = ROOT / "services" / "executor" / "cellar_executor"
+    knowing = {path for path in package.rglob("*.py") if {"fastapi", "starlette"} & imports_of(path)}
+    assert knowing
+    assert all(package / "http" in path.parents for path in knowing)
+
+
 def imports_of(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]

@@ -4,7 +4,6 @@ import logging
 from functools import partial
 
 from cellar_client.schemas import Cell, Run
-from cellar_executor import metrics, tracing
 from cellar_executor.durable import recorded
 from cellar_executor.errors import Refusal
 from cellar_executor.jobs import Job
@@ -13,6 +12,7 @@ from cellar_executor.records import Atomic, Begun, RunHead, StartedCell
 from cellar_executor.recovery import Recovery
 from cellar_executor.runs import finished, run_from
 from cellar_executor.store import Store
+from cellar_executor.telemetry import metrics, tracing
 
 KILLED = CellOutcome("killed", "", "", None, None, 0.0, truncated=False)
 

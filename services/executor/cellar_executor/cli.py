@@ -28,8 +28,8 @@ from cellar_executor.settings import (
     parse_runtimes,
     traces_wanted,
 )
-from cellar_executor.telemetry import configure_logging
-from cellar_executor.tenants import Quota
+from cellar_executor.telemetry.logs import configure_logging
+from cellar_executor.tenancy.tenants import Quota
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 main.add_typer(keys, name="keys")

@@ -1,17 +1,12 @@
-"""How the server says no: one exception, one table, one `application/problem+json` body (RFC 9457).
+"""How the server says no: one exception and one table; `http.problems` writes it down.
 
 A cell that fails is not an error but a result; see `runs`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
-from fastapi import Response
-
 from cellar_client.schemas import ErrorCode, FieldProblem, Problem
-from cellar_executor import metrics
-
-MEDIA_TYPE = "application/problem+json"
+from cellar_executor.telemetry import metrics
 
 STATUS: Mapping[ErrorCode, tuple[int, str]] = {
     "invalid_json": (400, "The body is not JSON"),
@@ -63,7 +58,7 @@ class CannotServe(Exception):
 
 
 class Refusal(Exception):
-    """The request is not granted; `code` says why. Raised anywhere below a route, answered by `respond`."""
+    """The request is not granted; `code` says why. Raised anywhere below a route, answered by `http.problems`."""
 
     def __init__(
         self,
@@ -109,13 +104,3 @@ def problem_of(refusal: Refusal) -> Problem:
         errors=list(refusal.errors),
         retry_after_s=refusal.retry_after_s,
     )
-
-
-def respond(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
-    problem = problem_of(refusal)
-    all_headers = dict(headers or {})
-    if problem.retry_after_s is not None:
-        all_headers["Retry-After"] = str(math.ceil(problem.retry_after_s))
-    if problem.status == 401:
-        all_headers["WWW-Authenticate"] = "Bearer"
-    return Response(problem.model_dump_json(), problem.status, all_headers, MEDIA_TYPE)

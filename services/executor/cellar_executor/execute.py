@@ -4,17 +4,17 @@ import time
 from contextlib import nullcontext
 
 from cellar_client.schemas import Cell, ExecuteRequest, Limits, Run
-from cellar_executor import metrics, tracing
 from cellar_executor.admission import check_runtime, decode_files, isolation_within, limits_within, timeout_within
 from cellar_executor.errors import Refusal, invalid_field
-from cellar_executor.fairness import FairQueue
 from cellar_executor.ids import Ids
 from cellar_executor.kernel import Kernel, KernelFileError, KernelUnavailable
 from cellar_executor.presence import Presence
-from cellar_executor.rates import Rates
 from cellar_executor.records import RunHead
 from cellar_executor.runs import finished, run_from
 from cellar_executor.sessions import LiveSessions
+from cellar_executor.telemetry import metrics, tracing
+from cellar_executor.tenancy.fairness import FairQueue
+from cellar_executor.tenancy.rates import Rates
 
 
 class Executions:

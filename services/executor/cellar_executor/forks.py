@@ -13,7 +13,7 @@ from cellar_executor.recovery import Recovery
 from cellar_executor.replay import Log, Replay
 from cellar_executor.sessions import LiveSession, LiveSessions
 from cellar_executor.store import Store
-from cellar_executor.tenants import Tenants
+from cellar_executor.tenancy.tenants import Tenants
 
 REPLAYS_AT_ONCE = 4
 

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from cellar_executor import metrics
 from cellar_executor.kernels.memory import free_memory_bytes
 from cellar_executor.sessions import LiveSession, LiveSessions
+from cellar_executor.telemetry import metrics
 
 AT_ONCE = 16
 """Kernels given back in one round for want of memory: then it is looked again."""

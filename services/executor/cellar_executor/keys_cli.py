@@ -19,7 +19,7 @@ from cellar_executor.records import Quotas
 from cellar_executor.redis_server import RedisError, redis_server, running_redis
 from cellar_executor.settings import ENV_PREFIX, find_binary
 from cellar_executor.store import Store, open_store
-from cellar_executor.tenants import ApiKey, OwnQuota, key_digest
+from cellar_executor.tenancy.tenants import ApiKey, OwnQuota, key_digest
 
 T = TypeVar("T")
 

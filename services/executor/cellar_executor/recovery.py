@@ -10,13 +10,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from cellar_executor import metrics
 from cellar_executor.durable import recorded
 from cellar_executor.errors import Refusal
 from cellar_executor.kernel import Kernel
 from cellar_executor.replay import Replay
 from cellar_executor.sessions import LiveSession, LiveSessions
 from cellar_executor.store import Store
+from cellar_executor.telemetry import metrics
 
 T = TypeVar("T")
 

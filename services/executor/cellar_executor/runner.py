@@ -14,14 +14,12 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from cellar_client.schemas import Run, RunAccepted, RunRequest
-from cellar_executor import telemetry, tracing
 from cellar_executor.admission import timeout_within
 from cellar_executor.background import Background
 from cellar_executor.cell_by_cell import CellByCell
 from cellar_executor.durable import recorded, settle
 from cellar_executor.errors import Refusal, StoreUnavailable
 from cellar_executor.events import RunEvents
-from cellar_executor.fairness import FairQueue
 from cellar_executor.ids import Ids, Ref
 from cellar_executor.jobs import Job
 from cellar_executor.presence import Presence
@@ -30,6 +28,8 @@ from cellar_executor.recovery import Recovery
 from cellar_executor.runs import run_from
 from cellar_executor.sessions import LiveSession
 from cellar_executor.store import Store
+from cellar_executor.telemetry import logs, tracing
+from cellar_executor.tenancy.fairness import FairQueue
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Runner:
 
     async def _answer(self, job: Job) -> Run:
         names = {"session_id": job.live.ref.session_id, "run_id": job.run_id}
-        telemetry.bind(**names)
+        logs.bind(**names)
         with tracing.span("run", names):
             try:
                 return await self._take_turn(job)

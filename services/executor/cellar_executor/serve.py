@@ -16,14 +16,13 @@ import uvicorn
 import uvloop
 
 from cellar_client.schemas import Isolation
-from cellar_executor import tracing
-from cellar_executor.app import create_app
 from cellar_executor.errors import CannotServe, StoreUnavailable
-from cellar_executor.gate import refuse_open_house
+from cellar_executor.http.app import create_app
+from cellar_executor.http.gate import refuse_open_house
+from cellar_executor.http.peers import Peers, open_peers
 from cellar_executor.kernel import Supervisor, SupervisorConfig
 from cellar_executor.kernels import descriptors
 from cellar_executor.kernels.supervisor import open_supervisor
-from cellar_executor.peers import Peers, open_peers
 from cellar_executor.records import Quotas
 from cellar_executor.redis_server import RedisServer, redis_server
 from cellar_executor.service import Service
@@ -31,8 +30,9 @@ from cellar_executor.settings import Settings, find_binary
 from cellar_executor.store import Store, open_store
 from cellar_executor.store.durability import insist_on_durability
 from cellar_executor.store.lease import Lease
-from cellar_executor.telemetry import log_as
-from cellar_executor.tenants import Tenants
+from cellar_executor.telemetry import tracing
+from cellar_executor.telemetry.logs import log_as
+from cellar_executor.tenancy.tenants import Tenants
 
 HOUSEKEEPING_EVERY_S = 1.0
 

@@ -25,13 +25,12 @@ from cellar_client.schemas import (
     SessionPage,
     Sessions,
 )
-from cellar_executor import __version__, metrics
+from cellar_executor import __version__
 from cellar_executor.admission import session_config
 from cellar_executor.background import Background
 from cellar_executor.errors import Moved, Refusal, StoreUnavailable
 from cellar_executor.events import RunEvents
 from cellar_executor.execute import Executions
-from cellar_executor.fairness import FairQueue
 from cellar_executor.files import SessionFiles
 from cellar_executor.forks import Forks
 from cellar_executor.idempotency import Idempotency
@@ -39,7 +38,6 @@ from cellar_executor.idle import IdleSessions
 from cellar_executor.ids import Ids, Ref
 from cellar_executor.kernel import Stock, Supervisor
 from cellar_executor.presence import Presence
-from cellar_executor.rates import Rates
 from cellar_executor.records import SessionRecord
 from cellar_executor.recovery import Recovery
 from cellar_executor.replay import Replay
@@ -47,7 +45,10 @@ from cellar_executor.runner import Runner
 from cellar_executor.sessions import LiveSession, LiveSessions, wire
 from cellar_executor.store import Store
 from cellar_executor.store.lease import Lease
-from cellar_executor.tenants import Tenants
+from cellar_executor.telemetry import metrics
+from cellar_executor.tenancy.fairness import FairQueue
+from cellar_executor.tenancy.rates import Rates
+from cellar_executor.tenancy.tenants import Tenants
 
 SELF_TEST_EVERY_S = 10.0
 LAST_WRITES_S = 5.0

@@ -16,7 +16,7 @@ from cellar_executor.errors import Moved, Refusal
 from cellar_executor.ids import Owned, Ref
 from cellar_executor.kernel import Kernel, KernelUnavailable, Supervisor
 from cellar_executor.records import SessionConfig, SessionRecord
-from cellar_executor.tenants import Tenants
+from cellar_executor.tenancy.tenants import Tenants
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cellar_client.schemas import Identifier, Limits, LimitsRequest, Tier
 from cellar_executor.kernel import DEFAULT_PREIMPORTS, RuntimeConfig
-from cellar_executor.tenants import Quota
+from cellar_executor.tenancy.tenants import Quota
 
 ENV_PREFIX = "CELLAR_EXECUTOR_"
 

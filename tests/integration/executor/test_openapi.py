@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis import Case
 
-from cellar_executor.app import create_app
+from cellar_executor.http.app import create_app
 from tests.executor_process import ExecutorProcess
 from tests.integration.executor.conftest import connect
 

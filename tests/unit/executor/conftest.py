@@ -6,13 +6,13 @@ import httpx
 import pytest
 
 from cellar_client.schemas import Limits
-from cellar_executor.app import create_app
+from cellar_executor.http.app import create_app
 from cellar_executor.records import Quotas, SessionConfig
 from cellar_executor.redis_server import redis_server
 from cellar_executor.service import Service
 from cellar_executor.settings import find_binary
 from cellar_executor.store import Store, open_store
-from cellar_executor.tenants import Quota, Tenants
+from cellar_executor.tenancy.tenants import Quota, Tenants
 from tests.unit.executor.fakes import InProcessSupervisor
 
 LIMITS = Limits(cell_timeout_s=10, memory_mb=256, processes=16, disk_mb=16, output_bytes=4096)

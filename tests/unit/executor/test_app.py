@@ -6,7 +6,8 @@ import httpx
 import pytest
 
 from cellar_client.schemas import ErrorCode
-from cellar_executor.errors import STATUS, Refusal, respond
+from cellar_executor.errors import STATUS, Refusal
+from cellar_executor.http.problems import respond
 from cellar_executor.service import Service
 from tests.unit.executor.fakes import InProcessSupervisor
 

@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
-from cellar_executor import batch
-from cellar_executor.app import create_app
-from cellar_executor.peers import open_peers
+from cellar_executor.http import batch
+from cellar_executor.http.app import create_app
+from cellar_executor.http.peers import open_peers
 from cellar_executor.service import Service
 from tests.unit.executor.conftest import crash
 from tests.unit.executor.fakes import InProcessKernel, InProcessSupervisor

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellar_client.schemas import Cell, CellOutput, CellStarted, Problem, Run, RunAccepted, RunEvent
-from cellar_executor import streams
 from cellar_executor.errors import Refusal
 from cellar_executor.events import EVENT_CHARS, MAX_WAITING_CHARS, RunEvents
+from cellar_executor.http import streams
 from cellar_executor.idempotency import Answer
 from cellar_executor.kernel import OutputName
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellar_client.schemas import CreateSession, ExecuteRequest, RunRequest
-from cellar_executor import fairness
 from cellar_executor.errors import Refusal
-from cellar_executor.fairness import FairQueue
 from cellar_executor.ids import Ids, Ref
 from cellar_executor.service import Service
-from cellar_executor.tenants import Quota, Tenants
+from cellar_executor.tenancy import fairness
+from cellar_executor.tenancy.fairness import FairQueue
+from cellar_executor.tenancy.tenants import Quota, Tenants
 
 
 class FixedQuotas(Tenants):

@@ -11,12 +11,12 @@ from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 from starlette.types import Message, Receive, Scope, Send
 
-from cellar_executor import peers
 from cellar_executor.background import Background
 from cellar_executor.errors import StoreUnavailable
-from cellar_executor.forward import Forward
+from cellar_executor.http import peers
+from cellar_executor.http.forward import Forward
+from cellar_executor.http.peers import Peers, open_peers
 from cellar_executor.ids import Ref
-from cellar_executor.peers import Peers, open_peers
 from cellar_executor.service import Service
 
 REF = Ref("alice", "s")

@@ -4,8 +4,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from cellar_executor.errors import CannotServe
-from cellar_executor.gate import Gate, refuse_open_house
-from cellar_executor.tenants import Quota, Tenants
+from cellar_executor.http.gate import Gate, refuse_open_house
+from cellar_executor.tenancy.tenants import Quota, Tenants
 
 QUOTA = Quota(sessions=1, running=1)
 KEYS = {"0123456789abcdef": "alice", "fedcba9876543210": "bob"}

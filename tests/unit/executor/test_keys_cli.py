@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from cellar_executor.cli import main
 from cellar_executor.redis_server import redis_server
 from cellar_executor.settings import find_binary
-from cellar_executor.tenants import key_digest
+from cellar_executor.tenancy.tenants import key_digest
 
 
 @pytest.fixture

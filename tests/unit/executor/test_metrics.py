@@ -6,8 +6,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from cellar_client.schemas import Cell, Run
-from cellar_executor import metrics
 from cellar_executor.kernel import Stock
+from cellar_executor.telemetry import metrics
 
 
 class Server:

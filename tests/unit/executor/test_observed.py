@@ -8,9 +8,9 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cellar_executor.observed import Observed
+from cellar_executor.http.observed import Observed
 from cellar_executor.service import Service
-from cellar_executor.telemetry import JsonLines
+from cellar_executor.telemetry.logs import JsonLines
 
 
 async def test_the_clients_own_id_is_echoed(http: httpx.AsyncClient) -> None:

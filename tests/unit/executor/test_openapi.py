@@ -6,9 +6,10 @@ from typing import Any, get_args
 import pytest
 
 from cellar_client.schemas import ErrorCode
-from cellar_executor.app import create_app
-from cellar_executor.errors import MEDIA_TYPE, RETRY_AFTER_S, STATUS
-from cellar_executor.openapi import ALWAYS, refusals
+from cellar_executor.errors import RETRY_AFTER_S, STATUS
+from cellar_executor.http.app import create_app
+from cellar_executor.http.openapi import ALWAYS, refusals
+from cellar_executor.http.problems import MEDIA_TYPE
 
 Document = dict[str, Any]
 

@@ -5,7 +5,7 @@ import re
 import httpx
 import pytest
 
-from cellar_executor.page import TYPES
+from cellar_executor.http.page import TYPES
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/page.css"])

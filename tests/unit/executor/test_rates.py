@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from cellar_client.schemas import CreateSession, ExecuteRequest, QueueCells, RunRequest
 from cellar_executor.errors import Refusal
 from cellar_executor.ids import Ids, Ref
-from cellar_executor.rates import Rates
 from cellar_executor.service import Service
-from cellar_executor.tenants import Quota, Tenants
+from cellar_executor.tenancy.rates import Rates
+from cellar_executor.tenancy.tenants import Quota, Tenants
 
 
 class Clock:

@@ -11,7 +11,7 @@ from cellar_executor.errors import Refusal
 from cellar_executor.ids import Ref
 from cellar_executor.records import SessionConfig
 from cellar_executor.sessions import LiveSessions
-from cellar_executor.tenants import Quota, Tenants
+from cellar_executor.tenancy.tenants import Quota, Tenants
 from tests.unit.executor.fakes import InProcessSupervisor
 
 QUOTA = Quota(sessions=10, running=1, memory_mb=1000)

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 
-from cellar_executor.telemetry import JsonLines, bind
+from cellar_executor.telemetry.logs import JsonLines, bind
 
 
 def test_an_event_is_one_line_with_its_ids() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from cellar_executor.errors import StoreUnavailable
 from cellar_executor.store import Store
-from cellar_executor.tenants import ApiKey, OwnQuota, Quota, Tenants, key_digest
+from cellar_executor.tenancy.tenants import ApiKey, OwnQuota, Quota, Tenants, key_digest
 
 DEFAULT = Quota(sessions=10, running=5, cells_per_s=2.5)
 

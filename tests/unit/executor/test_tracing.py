@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from cellar_executor import tracing
 from cellar_executor.errors import CannotServe
+from cellar_executor.telemetry import tracing
 
 
 def test_without_configuration_there_is_no_span_and_no_header() -> None:

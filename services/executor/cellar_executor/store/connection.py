@@ -9,11 +9,11 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
-from cellar_executor import metrics, tracing
 from cellar_executor.errors import Moved, Refusal, StoreUnavailable
 from cellar_executor.ids import Owned, Ref
 from cellar_executor.records import Quotas
 from cellar_executor.store.line import Line, Script
+from cellar_executor.telemetry import metrics, tracing
 
 SESSIONS = "cellar:sessions"
 INSTANCES = "cellar:instances"
@@ -35,7 +35,7 @@ class Connection:
         self.lease_key = f"cellar:instance:{instance}"
         self.on_moved: Callable[[Owned], None] = lambda owned: None
         """Called with a session that turned out to be another server's."""
-        folder = files("cellar_executor") / "scripts"
+        folder = files("cellar_executor.store") / "scripts"
         sources = {name: (folder / f"{name}.lua").read_text() for name in ("prelude", *SESSION_SCRIPTS, *OTHER_SCRIPTS)}
         self._scripts = {
             name: Script(source if name in OTHER_SCRIPTS else sources["prelude"] + source)

@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cellar_executor.store.connection import Connection, answered
-from cellar_executor.tenants import ApiKey, OwnQuota
+from cellar_executor.tenancy.tenants import ApiKey, OwnQuota
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass
 
 from cellar_executor.errors import Refusal
-from cellar_executor.tenants import Tenants
+from cellar_executor.tenancy.tenants import Tenants
 
 MAX_WAITING = 1024
 """Runs of one tenant that wait on this server, for their session's turn or for room."""

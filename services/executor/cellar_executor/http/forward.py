@@ -8,11 +8,12 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cellar_executor import metrics
-from cellar_executor.errors import Refusal, respond
+from cellar_executor.errors import Refusal
+from cellar_executor.http.peers import Errand, Peers, end_to_end
+from cellar_executor.http.problems import respond
 from cellar_executor.ids import Ref
-from cellar_executor.peers import Errand, Peers, end_to_end
 from cellar_executor.service import Service
+from cellar_executor.telemetry import metrics
 
 ON_A_SESSION = re.compile(r"/v1/sessions/([A-Za-z0-9][A-Za-z0-9_-]{0,63})(?:/|\Z)")
 READS = ("GET", "HEAD")

@@ -7,9 +7,9 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from cellar_client.schemas import Health, Readiness
-from cellar_executor import metrics
-from cellar_executor.page import page_file
+from cellar_executor.http.page import page_file
 from cellar_executor.service import Service
+from cellar_executor.telemetry import metrics
 
 about = APIRouter()
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cellar_executor.errors import Refusal
-from cellar_executor.tenants import Tenants
+from cellar_executor.tenancy.tenants import Tenants
 
 ROUNDING = 1e-6
 """Of a cell: whoever waits exactly as long as was said is let in, whatever floats make of it."""

@@ -26,11 +26,11 @@ from cellar_client.schemas import (
     BatchResult,
     BatchRun,
 )
-from cellar_executor import operations
 from cellar_executor.errors import Refusal, invalid_field, problem_of
+from cellar_executor.http import operations
+from cellar_executor.http.peers import Errand, Peers, RawHeaders
 from cellar_executor.idempotency import Key, Operation
 from cellar_executor.ids import Ref
-from cellar_executor.peers import Errand, Peers, RawHeaders
 from cellar_executor.service import Service
 
 AT_ONCE = 64

@@ -5,9 +5,10 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cellar_executor.errors import CannotServe, Refusal, respond
+from cellar_executor.errors import CannotServe, Refusal
+from cellar_executor.http.problems import respond
 from cellar_executor.settings import ENV_PREFIX, is_loopback
-from cellar_executor.tenants import Tenants
+from cellar_executor.tenancy.tenants import Tenants
 
 
 def refuse_open_house(host: str, tenants: Tenants) -> None:

@@ -27,17 +27,17 @@ from cellar_client.schemas import (
     SessionPage,
     Sessions,
 )
-from cellar_executor import operations, preferences
-from cellar_executor.batch import POSITIONS, Sender, batch
 from cellar_executor.errors import Refusal, invalid_field
 from cellar_executor.events import RunEvents
+from cellar_executor.http import operations, preferences
+from cellar_executor.http.batch import POSITIONS, Sender, batch
+from cellar_executor.http.openapi import KERNEL, ONCE, SESSION, START, refusals
+from cellar_executor.http.preferences import ReplyForm
+from cellar_executor.http.streams import RunStream, begun
 from cellar_executor.idempotency import Answer, Key, Operation, render
 from cellar_executor.ids import Ref
-from cellar_executor.openapi import KERNEL, ONCE, SESSION, START, refusals
-from cellar_executor.preferences import ReplyForm
 from cellar_executor.presence import Presence, attended
 from cellar_executor.service import Service
-from cellar_executor.streams import RunStream, begun
 
 T = TypeVar("T")
 

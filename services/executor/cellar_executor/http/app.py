@@ -11,17 +11,19 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from cellar_client.schemas import FieldProblem
-from cellar_executor import __version__, telemetry
-from cellar_executor.about_routes import about
-from cellar_executor.errors import Refusal, respond
-from cellar_executor.file_routes import files
-from cellar_executor.forward import Forward
-from cellar_executor.gate import Gate
-from cellar_executor.observed import HEADER, Observed
-from cellar_executor.openapi import document
-from cellar_executor.peers import Peers
-from cellar_executor.routes import v1
+from cellar_executor import __version__
+from cellar_executor.errors import Refusal
+from cellar_executor.http.about_routes import about
+from cellar_executor.http.file_routes import files
+from cellar_executor.http.forward import Forward
+from cellar_executor.http.gate import Gate
+from cellar_executor.http.observed import HEADER, Observed
+from cellar_executor.http.openapi import document
+from cellar_executor.http.peers import Peers
+from cellar_executor.http.problems import respond
+from cellar_executor.http.routes import v1
 from cellar_executor.service import Service
+from cellar_executor.telemetry import logs
 
 ROUTERS = (v1, files, about)
 MAX_FIELD_CHARS = 100
@@ -88,4 +90,4 @@ def _methods_of(request: Request) -> set[str]:
 
 async def _failed(_: Request, error: Exception) -> Response:
     log.error("request failed", exc_info=error)
-    return respond(Refusal("internal_error"), {HEADER: telemetry.request_id() or ""})  # here no middleware adds it
+    return respond(Refusal("internal_error"), {HEADER: logs.request_id() or ""})  # here no middleware adds it

@@ -5,7 +5,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cellar_executor import metrics, telemetry, tracing
+from cellar_executor.telemetry import logs, metrics, tracing
 
 HEADER = "X-Request-Id"
 RAW_HEADER = b"x-request-id"
@@ -24,8 +24,8 @@ class Observed:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         given = next((value for name, value in scope["headers"] if name == RAW_HEADER), None)
-        request_id = telemetry.accepted_request_id(given)
-        telemetry.bind(request_id=request_id)
+        request_id = logs.accepted_request_id(given)
+        logs.bind(request_id=request_id)
         named = (RAW_HEADER, request_id.encode())
         status, started = 500, time.perf_counter()
 

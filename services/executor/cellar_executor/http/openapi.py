@@ -7,7 +7,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from cellar_client.schemas import ErrorCode, Problem
-from cellar_executor.errors import MEDIA_TYPE, RETRY_AFTER_S, STATUS
+from cellar_executor.errors import RETRY_AFTER_S, STATUS
+from cellar_executor.http.problems import MEDIA_TYPE
 
 Responses = dict[int | str, dict[str, Any]]
 

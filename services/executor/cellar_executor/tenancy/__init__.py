@@ -1,0 +1,1 @@
+"""Who may speak, how much each may have, and whose turn it is."""
