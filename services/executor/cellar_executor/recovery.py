@@ -18,6 +18,8 @@ from cellar_executor.sessions import LiveSession, LiveSessions
 from cellar_executor.store import Store
 from cellar_executor.telemetry import metrics
 
+TRIES = 2
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -77,14 +79,19 @@ class Recovery:
             raise
 
     async def _rebuilt(self, live: LiveSession) -> Kernel | None:
-        """A fresh kernel with the log played; None when that ended otherwise than before."""
-        replayed = await self._replay.log(live.ref)
-        kernel = await self._sessions.fresh_kernel(live.config)
-        try:
-            if await self._replay.play(replayed, kernel):
-                return kernel
-        except BaseException:
+        """A fresh kernel with the log played; None when that ended otherwise than before.
+
+        A kernel that dies over it may have been killed from outside: only one that dies again is the cells' own doing.
+        """
+        for _ in range(TRIES):
+            await self._store.touch(live.owned, live.config.idle_ttl_s)  # or the session is another server's by now
+            replayed = await self._replay.log(live.ref)
+            async with self._sessions.rebuilding(live) as kernel:
+                if await self._replay.play(replayed, kernel):
+                    return kernel
+            died = not kernel.alive
             await kernel.close()
-            raise
-        await kernel.close()
+            self._sessions.insist_on(live)
+            if not died:
+                break
         return None

@@ -29,6 +29,8 @@ class LiveSession:
     """At which this server holds it."""
     generation: int
     kernel: Kernel | None = None
+    rebuilding: Kernel | None = None
+    """The one in which its log is played again; it takes the kernel's place when that is done."""
     unrepeatable: bool = False
     """Its state could not be rebuilt, or could not be if its kernel died; only a reset helps."""
     interrupted: bool = False
@@ -75,6 +77,9 @@ class LiveSession:
         self.interrupted = True
         if self.kernel is not None:
             self.kernel.interrupt()
+
+    def kernels(self) -> list[Kernel]:
+        return [kernel for kernel in (self.kernel, self.rebuilding) if kernel is not None]
 
     def renew(self, kernel: Kernel) -> None:
         """A fresh kernel: one generation more."""
@@ -150,8 +155,8 @@ class LiveSessions:
         live = self._live.get(owned.ref)
         if live is not None and live.epoch == owned.epoch:
             del self._live[owned.ref]
-            if live.kernel is not None:
-                self.close_soon(live.kernel)
+            for kernel in live.kernels():
+                self.close_soon(kernel)
 
     def close_soon(self, kernel: Kernel) -> None:
         self._background.start(kernel.close())
@@ -212,19 +217,39 @@ class LiveSessions:
     async def fresh_kernel(self, config: SessionConfig) -> Kernel:
         return await self.start_kernel(config.limits, config.runtime, config.seed, config.isolation)
 
+    @contextlib.asynccontextmanager
+    async def rebuilding(self, live: LiveSession) -> AsyncIterator[Kernel]:
+        """A fresh kernel to play the session's log in. It ends with the session's stay here, and when the block fails.
+
+        Raises `session_not_found`, `Moved` when the session is not held any more, and as `start_kernel` does.
+        """
+        kernel = await self.fresh_kernel(live.config)
+        try:
+            self.insist_on(live)
+            live.rebuilding = kernel
+            yield kernel
+        except BaseException:
+            await kernel.close()
+            raise
+        finally:
+            live.rebuilding = None
+
     def renew(self, live: LiveSession, kernel: Kernel) -> None:
         """Give the session a fresh kernel. Raises `session_not_found`, `Moved` when it is not held any more."""
+        self.insist_on(live)
+        live.renew(kernel)
+
+    def insist_on(self, live: LiveSession) -> None:
+        """Raises `session_not_found`, `Moved` when the session is not held any more."""
         if self._live.get(live.ref) is not live:
             raise Refusal("session_not_found") if live.deleted else Moved()
-        live.renew(kernel)
 
     async def close(self, ref: Ref) -> None:
         """The session was deleted."""
         live = self._live.pop(ref, None)
         if live is not None:
             live.deleted = True
-            if live.kernel is not None:
-                await live.kernel.close()
+            await asyncio.gather(*(kernel.close() for kernel in live.kernels()))
 
     async def close_all(self) -> None:
         await asyncio.gather(*(self.close(ref) for ref in list(self._live)), *(k.close() for k in self._lone))
