@@ -110,9 +110,9 @@ async def _member(
     if settings.redis_url is None:
         await store.bury_others()
     else:
-        forget = partial(asyncio.get_running_loop().call_soon_threadsafe, service.forget_sessions)
+        forget = partial(asyncio.get_running_loop().call_soon_threadsafe, service.holding.forget_all)
         lease = Lease(settings.redis_url, store.lease_key, url, settings.lease_s, supervisor.fence, forget)
-        service.lease = lease
+        service.status.lease = lease
     await store.register(url, settings.lease_s if lease else None)
     try:
         if lease is not None:
@@ -163,7 +163,7 @@ async def _housekeeping(service: Service, store: Store, redis: RedisServer | Non
             if redis is not None:
                 redis.ensure_running()
             await service.tenants.refresh(store)
-            await service.expire()
+            await service.holding.expire()
             await service.idle.park()
             await service.idle.relieve()
         except StoreUnavailable as error:

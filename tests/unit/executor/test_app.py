@@ -18,7 +18,7 @@ async def test_a_failure_of_the_server_tells_nothing_about_it(
     def fail() -> None:
         raise RuntimeError("with a secret in it")
 
-    monkeypatch.setattr(service, "info", fail)
+    monkeypatch.setattr(service.status, "info", fail)
     reply = await http.get("/v1/info")
     assert (reply.status_code, reply.json()["code"]) == (500, "internal_error")
     assert "secret" not in reply.text

@@ -198,7 +198,7 @@ async def test_a_run_that_finds_no_place_leaves_no_cell_behind(
 
 async def test_who_waits_for_its_session_s_turn_holds_no_slot_and_who_runs_does(service: Service) -> None:
     await service.create("t", CreateSession(session_id="s"), Ids.fresh())
-    ref, queue = Ref("t", "s"), service._queue
+    ref, queue = Ref("t", "s"), service._runner._queue
     live = service._sessions.get(ref)
     assert live is not None
     async with live.my_turn():

@@ -23,10 +23,13 @@ REF = Ref("alice", "s")
 
 
 class FakeService:
+    """Its own holding and status, too."""
+
     instance = "here"
     draining = False
 
     def __init__(self) -> None:
+        self.holding = self.status = self
         self.background = Background()
         self.places: dict[Ref, str] = {}
         self.looks = 0

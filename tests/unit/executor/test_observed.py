@@ -34,7 +34,7 @@ async def test_what_the_gate_refuses_has_one_too(http: httpx.AsyncClient) -> Non
 async def test_a_failure_is_logged_with_it(
     http: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(service, "health", lambda: 1 / 0)
+    monkeypatch.setattr(service.status, "health", lambda: 1 / 0)
     caplog.handler.setFormatter(JsonLines("instance-1"))
     reply = await http.get("/healthz", headers={"X-Request-Id": "fails-1"})
     assert (reply.status_code, reply.headers["x-request-id"]) == (500, "fails-1")

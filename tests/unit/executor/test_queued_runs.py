@@ -112,7 +112,7 @@ async def test_a_run_that_arrives_with_a_queued_one_comes_after_it(service: Serv
 
 async def test_the_store_accepts_a_run_once(service: Service, store: Store) -> None:
     await create(service)
-    owned, cell = (await service._live(REF)).owned, ("c", "1")
+    owned, cell = (await service.holding.get(REF)).owned, ("c", "1")
     plan = RunPlan(run_id="r", cell_id="c", timeout_s=1.0, on_error="stop", atomic=False)
     accepted = await store.enqueue(owned, plan, 60, cell=cell)
     assert accepted == QueuedRun(**plan.model_dump(), order=1, bound=0)

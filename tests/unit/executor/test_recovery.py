@@ -72,7 +72,7 @@ async def test_a_rebuild_ends_at_once_when_its_session_is_held_no_more(
     replays.on = True
     running = asyncio.create_task(run(service, "print(x)"))
     await replays.begun.wait()
-    service.forget_sessions()
+    service.holding.forget_all()
     assert not supervisor.kernels[-1].alive
     replays.on = False
     replays.go_on.set()

@@ -123,12 +123,12 @@ async def test_a_draining_server_begins_nothing(service: Service) -> None:
 
 
 async def test_the_self_test_is_not_repeated_for_every_probe(service: Service, supervisor: InProcessSupervisor) -> None:
-    assert [(await service.readiness()).status for _ in range(3)] == ["ready"] * 3
+    assert [(await service.status.readiness()).status for _ in range(3)] == ["ready"] * 3
     assert supervisor.self_tests == 1
 
 
 async def test_probes_at_the_same_time_share_one_self_test(service: Service, supervisor: InProcessSupervisor) -> None:
-    replies = await asyncio.gather(*(service.readiness() for _ in range(25)))
+    replies = await asyncio.gather(*(service.status.readiness() for _ in range(25)))
     assert {reply.status for reply in replies} == {"ready"}
     assert supervisor.self_tests == 1
 
@@ -137,14 +137,14 @@ async def test_a_jail_that_does_not_hold_makes_the_server_not_ready(
     service: Service, supervisor: InProcessSupervisor
 ) -> None:
     supervisor.problem = "the network can be reached"
-    readiness = await service.readiness()
+    readiness = await service.status.readiness()
     assert (readiness.status, readiness.isolation) == ("not_ready", "the network can be reached")
 
 
 async def test_health_says_when_there_is_no_isolation(service: Service, supervisor: InProcessSupervisor) -> None:
-    assert service.health().isolation == "isolated"
+    assert service.status.health().isolation == "isolated"
     supervisor.isolation = supervisor.isolation.model_copy(update={"tier": "none"})
-    assert "INSECURE" in service.health().isolation
+    assert "INSECURE" in service.status.health().isolation
 
 
 async def test_an_execution_gives_its_kernel_back_even_when_its_files_are_refused(
@@ -159,7 +159,7 @@ async def test_idle_sessions_expire_with_their_kernels(service: Service, supervi
     request = CreateSession.model_validate({"session_id": "s", "idle_ttl_s": 0.01})
     await service.create("tenant", request, Ids.fresh())
     await asyncio.sleep(0.02)
-    await service.expire()
+    await service.holding.expire()
     assert supervisor.kernels[0].closed
     with pytest.raises(Refusal, match="session_not_found"):
         await service.get(REF)

@@ -24,18 +24,18 @@ TheService = Annotated[Service, Depends(_service)]
 
 @about.get("/healthz", response_model=Health)
 async def healthz(service: TheService) -> Response:
-    return _reply(service.health())
+    return _reply(service.status.health())
 
 
 @about.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(service: TheService) -> Response:
-    readiness = await service.readiness()
+    readiness = await service.status.readiness()
     return _reply(readiness, 200 if readiness.status == "ready" else 503)
 
 
 @about.get("/metrics", response_class=PlainTextResponse)
 async def prometheus(service: TheService) -> Response:
-    return Response(metrics.exposition(service), media_type=metrics.CONTENT_TYPE)
+    return Response(metrics.exposition(service.status), media_type=metrics.CONTENT_TYPE)
 
 
 @about.get("/", include_in_schema=False)

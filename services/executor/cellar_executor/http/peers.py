@@ -77,7 +77,7 @@ class Peers:
 
         Raises `owner_unavailable` for a request that has been sent on already; `store_unavailable`.
         """
-        url = await self._service.elsewhere(ref)
+        url = await self._service.holding.elsewhere(ref)
         if url is not None and FORWARDED in Headers(raw=list(headers)):
             raise Refusal("owner_unavailable", "the session has moved on meanwhile")
         return url
@@ -93,7 +93,7 @@ class Peers:
                 response = await self._http.request(
                     errand.method,
                     URL(url.rstrip("/") + errand.target, encoded=True),
-                    headers=[*_onward(errand.headers), (FORWARDED, self._service.instance)],
+                    headers=[*_onward(errand.headers), (FORWARDED, self._service.status.instance)],
                     data=BytesIO(errand.body) if len(errand.body) > LARGE_BODY else errand.body or None,
                     skip_auto_headers=ADDED_BY_AIOHTTP,
                     allow_redirects=False,
@@ -131,7 +131,7 @@ class Peers:
 
     async def _may_be_at(self, ref: Ref, url: str) -> bool:
         try:
-            return await self._service.elsewhere(ref) == url
+            return await self._service.holding.elsewhere(ref) == url
         except StoreUnavailable:
             return True  # and nobody can take it over either
 

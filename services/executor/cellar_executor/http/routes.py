@@ -295,4 +295,4 @@ async def run_batch(
 
 @v1.get("/info", response_model=Info, responses=refusals())
 async def info(service: TheService) -> Response:
-    return _reply(service.info())
+    return _reply(service.status.info())
