@@ -16,6 +16,7 @@ import uvicorn
 import uvloop
 
 from cellar_client.schemas import Isolation
+from cellar_executor.addresses import listen, url_for_others, url_of
 from cellar_executor.errors import CannotServe, StoreUnavailable
 from cellar_executor.http.app import create_app
 from cellar_executor.http.gate import refuse_open_house
@@ -46,13 +47,8 @@ def serve(settings: Settings) -> None:
     `ValueError` (too few open files are allowed).
     """
     descriptors.reserve(settings.max_sessions + settings.ready_sessions * len(settings.runtimes))
-    with contextlib.closing(_listen(settings.host, settings.port)) as listener, _redis(settings) as redis:
+    with contextlib.closing(listen(settings.host, settings.port)) as listener, _redis(settings) as redis:
         asyncio.run(_serve(settings, listener, redis), loop_factory=uvloop.new_event_loop)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
 
 
 @contextlib.contextmanager
@@ -83,7 +79,7 @@ async def _serve(settings: Settings, listener: socket.socket, redis: RedisServer
         supervisor = await open_supervisor(_supervisor_config(settings))
         stack.push_async_callback(supervisor.close)
         service = _service(settings, store, supervisor, tenants)
-        advertised = settings.advertise_url or _url(listener)
+        advertised = settings.advertise_url or url_for_others(listener, url)
         await stack.enter_async_context(_member(settings, store, service, supervisor, advertised))
         stack.push_async_callback(service.close)
         peers = await stack.enter_async_context(open_peers(service)) if settings.redis_url is not None else None
@@ -206,7 +202,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        _announce(_url(self._listener), self._settings, self._isolation)
+        _announce(url_of(self._listener), self._settings, self._isolation)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         asyncio.get_event_loop().call_soon_threadsafe(self.begin_shutdown)
@@ -221,11 +217,6 @@ class _Server(uvicorn.Server):
         await self._service.drain(self._settings.drain_timeout_s)
         await self._service.close()
         self.should_exit = True
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _announce(url: str, settings: Settings, isolation: Isolation) -> None:

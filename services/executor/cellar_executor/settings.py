@@ -28,7 +28,7 @@ class Settings(BaseModel):
     host: str
     port: Annotated[int, Field(ge=0, le=65535)]
     address_file: Path | None
-    advertise_url: str | None
+    advertise_url: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+/?$")] | None
     """Where the other servers on the same Redis reach this one; None: where it listens."""
     redis_url: str | None
     durability: Durability
