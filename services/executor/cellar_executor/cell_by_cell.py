@@ -1,7 +1,9 @@
 """The cells of a run that has begun: one at a time, each outcome recorded before the next begins."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TypeVar
 
 from cellar_client.schemas import Cell, Run
 from cellar_executor.durable import recorded
@@ -13,6 +15,8 @@ from cellar_executor.recovery import Recovery
 from cellar_executor.runs import finished, run_from
 from cellar_executor.store import Store
 from cellar_executor.telemetry import metrics, tracing
+
+T = TypeVar("T")
 
 KILLED = CellOutcome("killed", "", "", None, None, 0.0, truncated=False)
 
@@ -51,6 +55,8 @@ class CellByCell:
             live.unrepeatable |= half_done
             if live.kernel is not None and not live.alive:
                 await live.kernel.close()
+        if live.lost:
+            await self._in_log(lambda: self._store.mark_lost(live.owned), job)
         run = run_from(head, live.ref.session_id, cells, rolled_back=failed)
         metrics.run_ended(run, session_lost=live.lost)
         return run
@@ -91,21 +97,26 @@ class CellByCell:
         """Make the outcome of the last of `cells` durable, and have the next cell or those that are skipped."""
         live = job.live
         atomic = Atomic(first=cells[0].index, ok=all(cell.status == "ok" for cell in cells)) if job.atomic else None
+        following = await self._in_log(
+            lambda: self._store.step(
+                live.owned,
+                head,
+                cells[-1],
+                begun.bound,
+                live.config.idle_ttl_s,
+                go_on=go_on,
+                repeatable=not (live.unrepeatable or half_done),
+                atomic=atomic,
+            ),
+            job,
+        )
+        return following or []
+
+    async def _in_log(self, write: Callable[[], Awaitable[T]], job: Job) -> T | None:
+        """None when the session was deleted meanwhile: the client still learns what became of its cell."""
         try:
-            return await recorded(
-                lambda: self._store.step(
-                    live.owned,
-                    head,
-                    cells[-1],
-                    begun.bound,
-                    live.config.idle_ttl_s,
-                    go_on=go_on,
-                    repeatable=not (live.unrepeatable or half_done),
-                    atomic=atomic,
-                ),
-                job.answer,
-            )
+            return await recorded(write, job.answer)
         except Refusal as refusal:
             if refusal.code != "session_not_found":
                 raise
-            return []  # deleted meanwhile: the client still learns what became of its cell
+            return None

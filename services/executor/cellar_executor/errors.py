@@ -36,7 +36,7 @@ STATUS: Mapping[ErrorCode, tuple[int, str]] = {
     "quota_exceeded": (429, "The tenant has as much going on as it may"),
     "internal_error": (500, "The server failed"),
     "not_supported": (501, "This server does not offer that"),
-    "store_unavailable": (503, "Redis does not answer"),
+    "store_unavailable": (503, "Redis cannot be used now"),
     "kernel_unavailable": (503, "No isolated kernel could be started"),
     "owner_unavailable": (503, "The server that holds the session does not answer"),
     "shutting_down": (503, "The server is shutting down"),

@@ -12,6 +12,7 @@ from typing import Literal
 
 from cellar_executor.kernels.memory import free_memory_bytes
 from cellar_executor.sessions import LiveSession, LiveSessions
+from cellar_executor.store import Store
 from cellar_executor.telemetry import metrics
 
 AT_ONCE = 16
@@ -23,12 +24,14 @@ log = logging.getLogger(__name__)
 class IdleSessions:
     def __init__(
         self,
+        store: Store,
         sessions: LiveSessions,
         *,
         park_after_s: float,
         min_free_bytes: int,
         free_bytes: Callable[[], int] = free_memory_bytes,
     ) -> None:
+        self._store = store
         self._sessions = sessions
         self._park_after_s = park_after_s
         self._min_free_bytes = min_free_bytes
@@ -59,6 +62,8 @@ class IdleSessions:
         async with live.my_turn():
             if live.kernel is not None:
                 await live.kernel.close()
+            if live.lost:
+                await self._store.mark_lost(live.owned)
         metrics.sessions_evicted.labels(reason).inc()
         names = {"session_id": live.ref.session_id, "status": live.state}
         log.info("an idle session's kernel was closed (%s)", reason, extra=names)

@@ -50,6 +50,8 @@ class SessionRecord:
     """A cell was running, by the log."""
     unrepeatable: bool
     """Its state cannot be rebuilt once its kernel is dead, until a reset."""
+    lost: bool
+    """By the log: its owner may know that its kernel has died since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,7 @@ def session_record(ref: Ref, row: Mapping[str, str], pending: int) -> SessionRec
         cells_pending=pending,
         running="running" in row,
         unrepeatable="unrepeatable" in row,
+        lost="lost" in row,
     )
 
 

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from cellar_client.schemas import Run, RunAccepted, RunRequest
 from cellar_executor.admission import timeout_within
@@ -104,7 +105,7 @@ class Runner:
                 bound=run.bound,
             )
             if job.name not in self._jobs:
-                job.answer.add_done_callback(_noted)
+                job.answer.add_done_callback(partial(_noted, job))
                 self._start(job)
 
     async def find(self, ref: Ref, run_id: str, wait_s: float = 0.0) -> Run | None:
@@ -284,7 +285,8 @@ def _run_of(record: CellRecord) -> str:
     return record.run_id
 
 
-def _noted(answer: asyncio.Future[Run]) -> None:
+def _noted(job: Job, answer: asyncio.Future[Run]) -> None:
     """Perhaps nobody waits for a queued run."""
     if not answer.cancelled() and (error := answer.exception()) is not None:
-        log.warning("a queued run was not begun: %s", error)
+        names = {"session_id": job.live.ref.session_id, "run_id": job.run_id}
+        log.warning("a queued run was not begun: %s", error, extra=names)

@@ -48,7 +48,10 @@ def serve(settings: Settings) -> None:
     """
     descriptors.reserve(settings.max_sessions + settings.ready_sessions * len(settings.runtimes))
     with contextlib.closing(listen(settings.host, settings.port)) as listener, _redis(settings) as redis:
-        asyncio.run(_serve(settings, listener, redis), loop_factory=uvloop.new_event_loop)
+        try:
+            asyncio.run(_serve(settings, listener, redis), loop_factory=uvloop.new_event_loop)
+        except StoreUnavailable as error:
+            raise CannotServe(f"Redis cannot be used: {error.detail}") from error
 
 
 @contextlib.contextmanager

@@ -71,7 +71,9 @@ class Service:
         self._idle_ttl_s = idle_ttl_s
         self.background = Background()
         self._sessions = LiveSessions(supervisor, max_sessions, tenants, self.background)
-        self.idle = IdleSessions(self._sessions, park_after_s=park_after_s, min_free_bytes=min_free_memory_mb * 2**20)
+        self.idle = IdleSessions(
+            store, self._sessions, park_after_s=park_after_s, min_free_bytes=min_free_memory_mb * 2**20
+        )
         replay = Replay(store, timeout_s=replay_timeout_s)
         recovery = Recovery(store, self._sessions, replay)
         queue = FairQueue(tenants, max_running)

@@ -169,7 +169,7 @@ class LiveSessions:
         """
         held = sum(live.alive for live in self._live.values()) + self._reserved.total()
         if held + kernels - replaced > self._max_kernels:
-            raise Refusal("too_many_sessions")
+            raise Refusal("too_many_sessions", f"this server holds {held} kernels, of {self._max_kernels} at most")
         if self.short_of_memory and kernels > replaced:
             raise Refusal("too_many_sessions", "the server is short of memory")
         self._refuse_memory_beyond_quota(tenant, memory_mb * (kernels - replaced))
@@ -276,7 +276,7 @@ def wire(record: SessionRecord, live: LiveSession | None, living: Collection[str
 
 def _status(record: SessionRecord, live: LiveSession | None, living: Collection[str]) -> SessionStatus:
     if live is None and record.owner in living:  # as far as the log tells; its owner knows better
-        return "running" if record.running else "ready"
+        return "running" if record.running else "lost" if record.lost else "ready"
     if live is None:
         return "lost" if record.unrepeatable or record.config.recovery == "fail" else "ready"
     if live.turn.locked():

@@ -91,7 +91,7 @@ class Status:
 
     async def _redis_state(self) -> str:
         try:
-            await self._store.ping()
+            await self._store.probe()
         except StoreUnavailable as error:
             return error.detail
         return "ok"

@@ -1,5 +1,6 @@
 """Files of a session over HTTP: bytes in, the same bytes out, in their place among the cells."""
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,6 +24,16 @@ def get(session: Session, path: str) -> httpx.Response:
 
 def assert_refused(reply: httpx.Response, status: int, code: str) -> None:
     assert (reply.status_code, reply.json()["code"]) == (status, code), reply.text
+
+
+def test_half_an_upload_changes_nothing(http: httpx.Client, session: Session) -> None:
+    http.put(f"{session.path}/files/f", content=b"all of it").raise_for_status()
+    for framing, half in (("Content-Length: 100", b"half"), ("Transfer-Encoding: chunked", b"4\r\nhalf\r\n")):
+        with socket.create_connection((http.base_url.host, http.base_url.port)) as raw:
+            head = f"PUT {session.path}/files/f HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
+            raw.sendall(head.encode() + half)
+    for _ in range(3):  # whatever the server makes of them comes before
+        assert http.get(f"{session.path}/files/f").content == b"all of it"
 
 
 def test_bytes_come_back_as_they_were_put_and_cells_see_them(session: Session) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from redis import Redis
 
 from cellar_executor.redis_server import redis_server
 from cellar_executor.settings import find_binary
@@ -256,9 +257,18 @@ def test_a_redis_that_may_evict_is_refused(tmp_path: Path) -> None:
         process.terminate()
 
 
+def test_a_full_redis_is_refused_in_words(tmp_path: Path) -> None:
+    binary = find_binary("redis-server", COMMAND.parent / "redis-server")
+    assert binary is not None
+    with redis_server(binary, tmp_path / "redis") as redis:
+        with Redis.from_url(redis.url) as client:
+            client.config_set("maxmemory", "1")
+        assert "Redis is full" in refused("--redis-url", redis.url, "--data-dir", str(tmp_path))
+
+
 @pytest.mark.parametrize("url", ["unix:///nonexistent", "redis://127.0.0.1:1"])
 def test_a_redis_that_does_not_answer_is_refused(tmp_path: Path, url: str) -> None:
-    assert "Redis does not answer" in refused("--redis-url", url, "--data-dir", str(tmp_path))
+    assert "Redis cannot be used" in refused("--redis-url", url, "--data-dir", str(tmp_path))
 
 
 def test_a_runtime_that_no_request_could_name_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ async def send_through(inner: Inner, chunks: list[bytes], headers: dict[str, str
     status = 0
 
     async def receive() -> Message:
+        if left == [LEAVES]:
+            return {"type": "http.disconnect"}
         return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
 
     async def send(message: Message) -> None:
@@ -40,6 +42,7 @@ async def send_through(inner: Inner, chunks: list[bytes], headers: dict[str, str
     return status
 
 
+LEAVES = b"the client leaves"
 CHUNKED = {"transfer-encoding": "chunked", "authorization": "Bearer fedcba9876543210"}
 
 
@@ -62,6 +65,15 @@ async def test_a_body_is_refused_as_soon_as_it_is_too_long() -> None:
     endless = [b"x" * 6] * 1000
     inner = Inner()
     assert await send_through(inner, endless, CHUNKED) == 413
+    assert inner.body is None
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-length": "9"}])
+async def test_of_a_client_that_leaves_in_the_middle_of_its_body_nothing_comes_through(
+    headers: dict[str, str],
+) -> None:
+    inner = Inner()
+    assert await send_through(inner, [b"123", LEAVES], {**CHUNKED, **headers}) == 0
     assert inner.body is None
 
 

@@ -12,7 +12,9 @@ from cellar_executor.service import Service
 
 
 def idle_sessions(service: Service, park_after_s: float = 60, free_bytes: int = 0) -> IdleSessions:
-    return IdleSessions(service._sessions, park_after_s=park_after_s, min_free_bytes=1, free_bytes=lambda: free_bytes)
+    return IdleSessions(
+        service._store, service._sessions, park_after_s=park_after_s, min_free_bytes=1, free_bytes=lambda: free_bytes
+    )
 
 
 async def create(service: Service, name: str, recovery: Recovery = "replay") -> None:

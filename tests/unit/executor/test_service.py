@@ -77,6 +77,31 @@ async def test_a_dead_kernel_is_closed_and_its_session_lost(service: Service, su
     assert (await service.get(REF)).status == "lost"
 
 
+@pytest.mark.parametrize(("recovery", "code", "status"), [("fail", "die()", "lost"), ("replay", "die()", "ready")])
+async def test_other_servers_list_what_became_of_a_session(
+    service: Service, successor: Service, recovery: str, code: str, status: str
+) -> None:
+    await create(service, recovery)
+    await run(service, code)
+    for one in (service, successor):
+        [session] = (await one.list("tenant", None, 10)).sessions
+        assert session.status == status
+    if status == "lost":
+        await service.reset(REF)
+        assert [session.status for session in (await successor.list("tenant", None, 10)).sessions] == ["ready"]
+
+
+async def test_a_session_that_was_lost_to_a_takeover_is_listed_so_everywhere(
+    service: Service, successor: Service, store: Store
+) -> None:
+    await create(service)
+    await store.unregister()
+    await successor.get(REF)
+    await store.register("http://one", None)
+    service.holding.forget_all()
+    assert [session.status for session in (await service.list("tenant", None, 10)).sessions] == ["lost"]
+
+
 async def test_a_replay_gives_the_state_back_without_its_output(
     service: Service, supervisor: InProcessSupervisor
 ) -> None:

@@ -20,6 +20,10 @@ def refuse_open_house(host: str, tenants: Tenants) -> None:
         )
 
 
+class ClientGone(Exception):
+    """The client left in the middle of its request: what came of it is not done, and nobody hears an answer."""
+
+
 class Gate:
     """ASGI middleware: puts the tenant into the request's state and hands on whole bodies of bounded size."""
 
@@ -36,6 +40,8 @@ class Gate:
             if scope["path"].startswith("/v1/"):
                 scope.setdefault("state", {})["tenant"] = self._tenant(headers)
             body = await self._body(headers, receive)
+        except ClientGone:
+            return
         except Refusal as refusal:
             # The rest of a refused body is not read, so the connection cannot be used again.
             return await respond(refusal, {"Connection": "close"})(scope, receive, send)
@@ -59,6 +65,8 @@ class Gate:
         chunks, size, more = [], 0, True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > self._max_body_bytes:

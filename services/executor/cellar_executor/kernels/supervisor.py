@@ -138,7 +138,7 @@ class ProcessSupervisor:
         try:
             kernel = await self.start(limits=SELF_TEST_LIMITS, runtime=self._some_runtime, seed=None, tier=tier)
         except KernelUnavailable as exc:
-            return f"no jail starts: {exc}. {remedy()}"
+            return f"no jail starts: {exc}" if self._resources.fence.fallen else f"no jail starts: {exc}. {remedy()}"
         try:
             return await probe_jail(kernel, grouped=self._resources.cgroups is not None) if self._isolated else None
         finally:

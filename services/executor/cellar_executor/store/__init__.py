@@ -11,6 +11,7 @@ and its kernel with it.
     cellar:instances        set      names of the servers; those that died are forgotten by and by
     cellar:instance:{name}  string   URL of a server that lives. TTL: its lease, which it renews; none with a Redis of
                                      its own, where the server's lock file stands behind it
+    cellar:probe            string   written to see whether Redis takes writes. TTL: a minute
     cellar:sessions         zset     ref by expires_at: what is idle, and how many there are
     cellar:listing:{tenant} zset     session ids in order of their bytes: pages that stay put while sessions come and go
     cellar:deleted:{ref}    string   tombstone: the id is never used again. No TTL for ids that clients chose; that of
@@ -19,7 +20,7 @@ and its kernel with it.
                                      of an earlier epoch are refused), generation, base (first generation that may be
                                      replayed), cells, files, bytes (of both logs), created_at, expires_at, config
                                      (JSON), origin (nonce of the request), running (index), unrepeatable (its state is
-                                     not to be rebuilt)
+                                     not to be rebuilt), lost (nor is its kernel alive)
     cellar:ids:{ref}        hash     cell_id -> index
     cellar:pending:{ref}    zset     indices of pending cells
     cellar:runs:{ref}       hash     run_id -> head of the run (JSON); the rest of a run is its cells

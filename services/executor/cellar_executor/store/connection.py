@@ -17,8 +17,16 @@ from cellar_executor.telemetry import metrics, tracing
 
 SESSIONS = "cellar:sessions"
 INSTANCES = "cellar:instances"
-UNAVAILABLE = re.compile(r"(^|-)(FENCED|OOM|MISCONF|READONLY|BUSY) ")
+PROBE = "cellar:probe"
+UNAVAILABLE = re.compile(r"(?:^|-)(FENCED|OOM|MISCONF|READONLY|BUSY) ")
 """Error replies, whole or quoted by the script that met them, that say: not now."""
+CAUSES = {
+    "FENCED": "the lease of this server has ended",
+    "OOM": "Redis is full",
+    "MISCONF": "Redis cannot write to its disk",
+    "READONLY": "this Redis only reads",
+    "BUSY": "Redis is busy",
+}
 SESSION_SCRIPTS = (
     *("create", "take", "release", "fork", "touch", "renew", "lose", "delete"),
     *("accept", "enqueue", "begin", "step", "withdraw", "stage", "keep"),
@@ -87,13 +95,23 @@ async def answered(reply: Any) -> Any:
     try:
         return await reply
     except ResponseError as error:
-        if isinstance(error, (OutOfMemoryError, ReadOnlyError)) or UNAVAILABLE.search(str(error)):
-            metrics.redis_failures.inc()
-            raise StoreUnavailable(str(error)) from error
-        raise
+        cause = _cause(error)
+        if cause is None:
+            raise
+        metrics.redis_failures.inc()
+        raise StoreUnavailable(CAUSES[cause]) from error
     except (RedisError, OSError, TimeoutError) as error:
         metrics.redis_failures.inc()
         raise StoreUnavailable(f"{type(error).__name__}") from error
+
+
+def _cause(error: ResponseError) -> str | None:
+    if isinstance(error, OutOfMemoryError):
+        return "OOM"
+    if isinstance(error, ReadOnlyError):
+        return "READONLY"
+    found = UNAVAILABLE.search(str(error))
+    return None if found is None else found[1]
 
 
 def from_now(ttl_s: float) -> float:
@@ -111,7 +129,7 @@ def check(reply: object) -> None:
         case "exists":
             raise Refusal("session_exists")
         case "full":
-            raise Refusal("too_many_sessions")
+            raise Refusal("too_many_sessions", "the tenant has as many as it may")
         case "mismatch":
             raise Refusal("idempotency_mismatch", "this key or cell id came with another request before")
         case "too_many_pending":

@@ -7,7 +7,7 @@ promise the same and take up to a second for each write.
 
 from redis.exceptions import ResponseError
 
-from cellar_executor.errors import CannotServe, StoreUnavailable
+from cellar_executor.errors import CannotServe
 from cellar_executor.settings import Durability
 from cellar_executor.store import Store
 
@@ -15,11 +15,9 @@ MIN_VERSION = (6, 2)
 
 
 async def insist_on_durability(store: Store, durability: Durability) -> None:
-    """Raises `CannotServe`, which says what to set."""
+    """Raises `CannotServe`, which says what to set; `StoreUnavailable`."""
     try:
         found = await store.server_settings()
-    except StoreUnavailable as error:
-        raise CannotServe(f"Redis does not answer: {error.detail}") from error
     except ResponseError as error:
         if durability == "off":
             return

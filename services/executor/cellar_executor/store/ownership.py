@@ -7,7 +7,7 @@ ended are anybody's to take.
 from cellar_executor.errors import Moved
 from cellar_executor.ids import Owned, Ref
 from cellar_executor.records import SessionRecord
-from cellar_executor.store.connection import INSTANCES, answered
+from cellar_executor.store.connection import INSTANCES, PROBE, answered
 from cellar_executor.store.sessions import SessionRecords
 
 
@@ -63,8 +63,9 @@ class Ownership(SessionRecords):
         """Free a session whose kernel is closed. Raises `session_not_found`, `Moved`."""
         await self._script("release", owned)
 
-    async def ping(self) -> None:
-        await answered(self._redis.ping())
+    async def probe(self) -> None:
+        """Raises `StoreUnavailable` unless Redis takes a write."""
+        await answered(self._redis.set(PROBE, 1, ex=60))
 
     async def server_settings(self) -> dict[str, str]:
         """Of Redis: its version, and how it keeps what it is told. Raises `ResponseError` where it does not tell."""

@@ -31,6 +31,7 @@ class SessionRecords(Connection):
             cells_pending=0,
             running=False,
             unrepeatable=False,
+            lost=False,
         )
 
     async def fork(

@@ -11,6 +11,6 @@ if ARGV[3] == 'reset' then
   end
   redis.call('HSET', SESSION, 'base', ARGV[2], 'files', 0, 'bytes', bytes)
 end
-redis.call('HDEL', SESSION, 'unrepeatable')
+redis.call('HDEL', SESSION, 'unrepeatable', 'lost')
 touch(ARGV[1])
 return 'renewed'
