@@ -21,11 +21,12 @@ from cellar_executor.http.observed import HEADER, Observed
 from cellar_executor.http.openapi import document
 from cellar_executor.http.peers import Peers
 from cellar_executor.http.problems import respond
-from cellar_executor.http.routes import v1
+from cellar_executor.http.routes import every_cell, v1
 from cellar_executor.service import Service
 from cellar_executor.telemetry import logs
 
-ROUTERS = (v1, files, about)
+ROUTERS = (every_cell, v1, files, about)
+"""In the order in which they are tried: what every cell needs comes first."""
 MAX_FIELD_CHARS = 100
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from cellar_client.schemas import Files
 from cellar_executor.errors import Refusal
+from cellar_executor.http.calls import Caller, Id
 from cellar_executor.http.openapi import KERNEL, SESSION, refusals
-from cellar_executor.http.routes import Caller, Id
 
 BYTES: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 DOWNLOAD = {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment", "Cache-Control": "no-store"}

@@ -1,13 +1,9 @@
 """HTTP v1: each route reads what came, calls one use case and writes what it returns."""
 
-import json
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel
-from pydantic_core import from_json
 
 from cellar_client.schemas import (
     BatchReply,
@@ -27,112 +23,19 @@ from cellar_client.schemas import (
     SessionPage,
     Sessions,
 )
-from cellar_executor.errors import Refusal, invalid_field
 from cellar_executor.events import RunEvents
 from cellar_executor.http import operations, preferences
-from cellar_executor.http.batch import POSITIONS, Sender, batch
+from cellar_executor.http.batch import POSITIONS, batch
+from cellar_executor.http.calls import Caller, Id, StrictRoute
+from cellar_executor.http.direct import DirectRoute
 from cellar_executor.http.openapi import KERNEL, ONCE, SESSION, START, refusals
-from cellar_executor.http.preferences import ReplyForm
-from cellar_executor.http.streams import RunStream, begun
-from cellar_executor.idempotency import Answer, Key, Operation, render
-from cellar_executor.ids import Ref
-from cellar_executor.presence import Presence, attended
 from cellar_executor.service import Service
 
 T = TypeVar("T")
 
 
-class StrictRequest(Request):
-    """Bodies are JSON as the standard has it: no NaN, no lone surrogates, no bottomless nesting."""
-
-    async def json(self) -> Any:
-        try:
-            return from_json(await self.body(), allow_inf_nan=False)
-        except ValueError as error:
-            raise json.JSONDecodeError(str(error), "", 0) from None
-
-
-class StrictRoute(APIRoute):
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]  # a wider return
-        handler = super().get_route_handler()
-
-        async def strict(request: Request) -> Response:
-            request = StrictRequest(request.scope, request.receive)
-            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "application/json" and await request.body():
-                raise invalid_field("Content-Type", "bodies are application/json")
-            return await handler(request)
-
-        return strict
-
-
-class Call:
-    """The caller, and the service that answers."""
-
-    def __init__(self, request: Request, idempotency_key: str | None) -> None:
-        self._request = request
-        self.key = idempotency_key
-        self.tenant: str = request.state.tenant
-        self.service: Service = request.app.state.service
-
-    def ref(self, session_id: str) -> Ref:
-        return Ref(self.tenant, session_id)
-
-    def refuse_if_draining(self) -> None:
-        if self.service.draining:
-            raise Refusal("shutting_down")
-
-    @property
-    def sender(self) -> Sender:
-        return Sender(self.tenant, self.key, self._request.headers.raw, self._request.app.state.peers)
-
-    @property
-    def reply_form(self) -> ReplyForm:
-        """Raises `invalid_request`."""
-        return preferences.reply_form(self._request)
-
-    def presence(self, *, named: bool = False) -> Presence | None:
-        """Of the client, where nobody can ask for the answer again: it has no key, and what it asks is not `named`."""
-        return None if named or self.key is not None else Presence()
-
-    async def once(self, operation: Operation, *, part: bool = False, presence: Presence | None = None) -> Response:
-        """The answer to a POST: at most once for its idempotency key, if it has one.
-
-        With `part` the key is that of a larger request, which has claimed it. `presence` hears if the client leaves.
-        """
-        self.refuse_if_draining()
-        answer = await self._attended(self._answer(operation, part=part), presence)
-        headers = {"Idempotency-Replayed": "true"} if answer.replayed else None
-        return Response(answer.body, answer.status, headers, "application/json" if answer.body else None)
-
-    async def streamed(self, operation: Operation, events: RunEvents, presence: Presence | None) -> Response:
-        """`once` for a run, with its `events` as they come. Raises what it is refused with before the first of them."""
-        self.refuse_if_draining()
-        run = self.service.background.start(self._answer(operation))
-        await self._attended(begun(run, events), presence)
-        return RunStream(run, events, presence)
-
-    async def _answer(self, operation: Operation, *, part: bool = False) -> Answer:
-        request = f"{self._request.method} {self._request.url.path}\n{render(operation.body)}"
-        key = None if self.key is None or part else Key(self.tenant, self.key, request)
-        return await self.service.idempotency.answer(operation, key)
-
-    async def _attended(self, work: Awaitable[T], presence: Presence | None) -> T:
-        return await (work if presence is None else attended(work, self._request.receive, presence))
-
-
 def _reply(body: BaseModel, status: int = 200) -> Response:
     return Response(body.model_dump_json(), status, media_type="application/json")
-
-
-# Coroutines, though they wait for nothing: FastAPI would send plain functions through a thread, at every request.
-
-
-async def _call(
-    request: Request,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[!-~]+$")] = None,
-) -> Call:
-    return Call(request, idempotency_key)
 
 
 async def _service(request: Request) -> Service:
@@ -140,17 +43,13 @@ async def _service(request: Request) -> Service:
     return service
 
 
-Caller = Annotated[Call, Depends(_call)]
 TheService = Annotated[Service, Depends(_service)]
-Id = Annotated[Identifier, Path()]
 
+every_cell = APIRouter(prefix="/v1", route_class=DirectRoute)
 v1 = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 
-# Routes are tried in this order: the one of every cell comes first.
-
-
-@v1.post(
+@every_cell.post(
     "/sessions/{session_id}/run",
     response_model=Run,
     responses={
@@ -200,7 +99,7 @@ async def delete_session(call: Caller, session_id: Id) -> Response:
     return Response(status_code=204)
 
 
-@v1.post(
+@every_cell.post(
     "/sessions/{session_id}/cells",
     status_code=201,
     response_model=Cells,
