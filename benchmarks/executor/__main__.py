@@ -4,8 +4,8 @@
 
 Every side is driven by a light client (http.client here, ZeroMQ there), because the client shares the processor with
 what is measured. Each round measures one side after the other, so that whatever else the machine does meets all. A
-measurement that fails is shown as failed, and the others go on. `replicas` and `durability` have servers and a table of
-their own: the anchor there is one server, and a Redis that flushes every write.
+measurement that fails is shown as failed, and the others go on. `replicas`, `durability` and `flood` have servers
+and a table of their own: the anchor there is one server, a Redis that flushes every write, and a tenant that is alone.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.executor import cells, crowd, durability, memory, output, replicas, sessions, stuck
+from benchmarks.executor import cells, crowd, durability, flood, memory, output, replicas, sessions, stuck
 from benchmarks.executor.cellar import CellarSide
 from benchmarks.executor.ipykernel import IpykernelSide
 from benchmarks.executor.report import Results, table
@@ -33,7 +33,7 @@ MEASUREMENTS = {
     "output": output.one_megabyte,
     "crowd": crowd.many_sessions,
 }
-APART = {"replicas": replicas, "durability": durability}
+APART = {"replicas": replicas, "durability": durability, "flood": flood}
 
 
 def main() -> None:

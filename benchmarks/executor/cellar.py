@@ -86,8 +86,9 @@ class CellarSession:
 class Http:
     """One kept-alive connection; raises on anything but success."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self._connection = HTTPConnection(urlsplit(url).netloc)
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._used = time.monotonic()
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +107,8 @@ class Http:
         if time.monotonic() - self._used > IDLE_CONNECTION_S:
             self._connection.close()
         self._used = time.monotonic()
-        self._connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+        kind = {"Content-Type": "application/json"} if body else {}
+        self._connection.request(method, path, body, {**self._headers, **kind})
 
 
 def finished(run: dict[str, Any]) -> dict[str, Any]:
