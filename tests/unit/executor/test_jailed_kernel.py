@@ -406,6 +406,7 @@ async def test_files_of_a_dead_session_are_unavailable(kernel: JailedKernel) -> 
 HOLD_ALL = """
 import resource
 held = []
+small = [bytes(400) for _ in range(20_000)]
 used = int(open('/proc/self/statm').read().split()[5]) * 4096
 resource.setrlimit(resource.RLIMIT_DATA, (used + (64 << 20), -1))
 size = 32 << 20
@@ -414,6 +415,7 @@ while size >= 65536:
         held.append(bytearray(size))
     except MemoryError:
         size //= 2
+small = small[::1000]  # room for small objects is left, in memory that Python has taken already
 """
 
 
