@@ -32,7 +32,7 @@ setup-browser: setup # for tests/browser; where it cannot be had they are skippe
 demo: setup-vllm ## train a tiny model to defer its cells, with everything real; DATA=problems.parquet also grades real problems
 	@$(TPY) -m demo $(if $(DATA),--data '$(DATA)')
 
-test: setup-vllm setup-browser lint test-executor test-trainer ## all checks and tests (about ten minutes)
+test: setup-vllm setup-browser lint test-executor test-trainer ## all checks and tests (about a quarter of an hour)
 
 test-executor: ## client and executor: real server, real Redis, real nsjail
 	$(PY) -m pytest $(EXECUTOR_TESTS)
