@@ -1,36 +1,25 @@
 """What the server says about itself: for probes, for Prometheus, and for whoever opens it in a browser."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel
 
 from cellar_client.schemas import Health, Readiness
+from cellar_executor.http.calls import TheService, reply
 from cellar_executor.http.page import page_file
-from cellar_executor.service import Service
 from cellar_executor.telemetry import metrics
 
 about = APIRouter()
 
 
-async def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-TheService = Annotated[Service, Depends(_service)]
-
-
 @about.get("/healthz", response_model=Health)
 async def healthz(service: TheService) -> Response:
-    return _reply(service.status.health())
+    return reply(service.status.health())
 
 
 @about.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(service: TheService) -> Response:
     readiness = await service.status.readiness()
-    return _reply(readiness, 200 if readiness.status == "ready" else 503)
+    return reply(readiness, 200 if readiness.status == "ready" else 503)
 
 
 @about.get("/metrics", response_class=PlainTextResponse)
@@ -51,7 +40,3 @@ async def script() -> Response:
 @about.get("/page.css", include_in_schema=False)
 async def style() -> Response:
     return page_file("page.css")
-
-
-def _reply(body: BaseModel, status: int = 200) -> Response:
-    return Response(body.model_dump_json(), status, media_type="application/json")

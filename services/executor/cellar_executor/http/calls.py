@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Path, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import StringConstraints
+from pydantic import BaseModel, StringConstraints
 from pydantic_core import from_json
 
 from cellar_client.schemas import Identifier
@@ -111,7 +111,11 @@ class Call:
         return await (work if presence is None else attended(work, self._request.receive, presence))
 
 
-# A coroutine, though it waits for nothing: FastAPI would send a plain function through a thread, at every request.
+def reply(body: BaseModel, status: int = 200) -> Response:
+    return Response(body.model_dump_json(), status, media_type="application/json")
+
+
+# Coroutines, though they wait for nothing: FastAPI would send plain functions through a thread, at every request.
 
 
 async def _call(
@@ -121,5 +125,11 @@ async def _call(
     return Call(request, idempotency_key)
 
 
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
 Caller = Annotated[Call, Depends(_call)]
+TheService = Annotated[Service, Depends(_service)]
 Id = Annotated[Identifier, Path()]

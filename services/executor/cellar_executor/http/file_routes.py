@@ -8,7 +8,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from cellar_client.schemas import Files
 from cellar_executor.errors import Refusal
-from cellar_executor.http.calls import Caller, Id
+from cellar_executor.http.calls import Caller, Id, reply
 from cellar_executor.http.openapi import KERNEL, SESSION, refusals
 
 BYTES: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -44,8 +44,7 @@ FilePath = Annotated[str, Depends(_path)]
 
 @files.get("", response_model=Files)
 async def list_files(call: Caller, session_id: Id) -> Response:
-    found = await call.service.files(call.ref(session_id))
-    return Response(found.model_dump_json(), media_type="application/json")
+    return reply(await call.service.files(call.ref(session_id)))
 
 
 @files.get("/{path:text}", response_class=Response, responses={200: {"content": BYTES}})

@@ -2,8 +2,7 @@
 
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Header, Query, Response
 
 from cellar_client.schemas import (
     BatchReply,
@@ -26,24 +25,12 @@ from cellar_client.schemas import (
 from cellar_executor.events import RunEvents
 from cellar_executor.http import operations, preferences
 from cellar_executor.http.batch import POSITIONS, batch
-from cellar_executor.http.calls import Caller, Id, StrictRoute
+from cellar_executor.http.calls import Caller, Id, StrictRoute, TheService, reply
 from cellar_executor.http.direct import DirectRoute
 from cellar_executor.http.openapi import KERNEL, ONCE, SESSION, START, refusals
-from cellar_executor.service import Service
 
 T = TypeVar("T")
 
-
-def _reply(body: BaseModel, status: int = 200) -> Response:
-    return Response(body.model_dump_json(), status, media_type="application/json")
-
-
-async def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-TheService = Annotated[Service, Depends(_service)]
 
 every_cell = APIRouter(prefix="/v1", route_class=DirectRoute)
 v1 = APIRouter(prefix="/v1", route_class=StrictRoute)
@@ -85,12 +72,12 @@ async def create_session(call: Caller, body: CreateSession = CreateSession()) ->
 async def list_sessions(
     call: Caller, cursor: Identifier | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> Response:
-    return _reply(await call.service.list(call.tenant, cursor, limit))
+    return reply(await call.service.list(call.tenant, cursor, limit))
 
 
 @v1.get("/sessions/{session_id}", response_model=Session, responses=refusals(*SESSION))
 async def get_session(call: Caller, session_id: Id) -> Response:
-    return _reply(await call.service.get(call.ref(session_id)))
+    return reply(await call.service.get(call.ref(session_id)))
 
 
 @v1.delete("/sessions/{session_id}", status_code=204, responses=refusals(*SESSION))
@@ -116,12 +103,12 @@ async def list_cells(
     after: Annotated[int, Query(ge=0)] | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] | None = None,
 ) -> Response:
-    return _reply(await call.service.cells(call.ref(session_id), after, limit))
+    return reply(await call.service.cells(call.ref(session_id), after, limit))
 
 
 @v1.get("/sessions/{session_id}/cells/{cell_id}", response_model=Cell, responses=refusals(*SESSION, "cell_not_found"))
 async def get_cell(call: Caller, session_id: Id, cell_id: Id) -> Response:
-    return _reply(await call.service.cell(call.ref(session_id), cell_id))
+    return reply(await call.service.cell(call.ref(session_id), cell_id))
 
 
 @v1.delete(
@@ -130,7 +117,7 @@ async def get_cell(call: Caller, session_id: Id, cell_id: Id) -> Response:
     responses=refusals(*SESSION, "session_lost", "cell_not_found", "cell_not_pending"),
 )
 async def withdraw_cell(call: Caller, session_id: Id, cell_id: Id) -> Response:
-    return _reply(await call.service.withdraw(call.ref(session_id), cell_id))
+    return reply(await call.service.withdraw(call.ref(session_id), cell_id))
 
 
 @v1.get(
@@ -149,7 +136,7 @@ async def get_run(
     A run that is answered later may be refused in its turn: then this says so, and asking again tries again.
     """
     found = await call.service.find_run(call.ref(session_id), run_id, wait_s)
-    return _reply(RunAccepted(run_id=run_id), 202) if found is None else _reply(found)
+    return reply(RunAccepted(run_id=run_id), 202) if found is None else reply(found)
 
 
 @v1.post(
@@ -194,4 +181,4 @@ async def run_batch(
 
 @v1.get("/info", response_model=Info, responses=refusals())
 async def info(service: TheService) -> Response:
-    return _reply(service.status.info())
+    return reply(service.status.info())
