@@ -1,12 +1,14 @@
-"""A real Redis for the store and all above it, emptied between tests."""
+"""A real Redis for the store and all above it, emptied between tests; and a kernel without a jail."""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from cellar_client.schemas import Limits
 from cellar_executor.http.app import create_app
+from cellar_executor.kernels.jailed_kernel import JailedKernel
 from cellar_executor.records import Quotas, SessionConfig
 from cellar_executor.redis_server import redis_server
 from cellar_executor.service import Service
@@ -14,6 +16,7 @@ from cellar_executor.settings import find_binary
 from cellar_executor.store import Store, open_store
 from cellar_executor.tenancy.tenants import Quota, Tenants
 from tests.unit.executor.fakes import InProcessSupervisor
+from tests.unit.executor.local_kernel import start_kernel
 
 LIMITS = Limits(cell_timeout_s=10, memory_mb=256, processes=16, disk_mb=16, output_bytes=4096)
 QUOTAS = Quotas(max_pending_cells=4, max_log_bytes=10_000, answer_ttl_s=60)
@@ -33,6 +36,13 @@ async def store(redis_url: str) -> AsyncIterator[Store]:
         await store._redis.flushall()
         await store.register("http://one", None)
         yield store
+
+
+@pytest.fixture
+async def kernel(tmp_path: Path) -> AsyncIterator[JailedKernel]:
+    kernel = await start_kernel(tmp_path)
+    yield kernel
+    await kernel.close_jail()
 
 
 @pytest.fixture

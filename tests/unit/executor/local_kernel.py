@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from cellar_executor.kernel import CellOutcome
 from cellar_executor.kernels import kernel_main
 from cellar_executor.kernels.jailed_kernel import JailedKernel, KernelProcess
 from cellar_executor.kernels.usage import Usage
@@ -41,6 +42,14 @@ async def start_kernel(
     kernel = JailedKernel(jailed, output_bytes=output_bytes, interrupt_grace_s=0.3)
     await kernel.ready()
     return kernel
+
+
+async def run(kernel: JailedKernel, code: str, timeout_s: float = 5) -> CellOutcome:
+    return await kernel.run_cell(code, timeout_s=timeout_s)
+
+
+async def result(kernel: JailedKernel, code: str) -> str | None:
+    return (await run(kernel, code)).result
 
 
 def spawn(command: list[str], *fds: int) -> subprocess.Popen[bytes]:
