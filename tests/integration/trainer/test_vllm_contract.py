@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 import pytest
 import torch
 
-from cellar_trainer.model import control_tokens, load_model, score
+from cellar_trainer.model import control_tokens, load_model
 from cellar_trainer.policy.protocol import PolicyUnavailable
-from cellar_trainer.policy.vllm import VLLMPolicy
+from cellar_trainer.policy.vllm import VLLMControl, VLLMPolicy
 from cellar_trainer.serving import VLLMServer
 from cellar_trainer.types import FinishReason, Sampling
-from cellar_trainer.weights import FilePublisher, PublishFailed
+from cellar_trainer.weights import FileTransfer, ServedPublisher
 from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer
+from tests.vllm_server import TinySource
 
 pytestmark = pytest.mark.vllm
 
@@ -35,17 +36,17 @@ async def policy(vllm_server: VLLMServer) -> AsyncIterator[VLLMPolicy]:
 
 
 @pytest.fixture
-async def publisher(vllm_server: VLLMServer, policy: VLLMPolicy) -> AsyncIterator[FilePublisher]:
-    """The server has the weights of `tiny_model(tied=True)` again, as version 0."""
-    opened = FilePublisher(vllm_server.url, policy, probe_ids=PROBE, max_difference=1e-3)
-    await opened.publish(tiny_model(tied=True), 0)
+async def publisher(vllm_server: VLLMServer, policy: VLLMPolicy) -> AsyncIterator[ServedPublisher]:
+    """The server has the weights of `TinySource()` again, as version 0."""
+    opened = ServedPublisher(policy, VLLMControl(vllm_server.url), FileTransfer(), probe_ids=PROBE)
+    await opened.publish(TinySource(), 0)
     yield opened
     await opened.close()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 async def test_log_probabilities_of_sampled_tokens_and_of_the_trigger_are_the_models_after_temperature(
-    policy: VLLMPolicy, publisher: FilePublisher, temperature: float
+    policy: VLLMPolicy, publisher: ServedPublisher, temperature: float
 ) -> None:
     completion = await policy.generate(PROMPT, sampling(temperature=temperature))
     ids = torch.tensor([[*PROMPT, *completion.token_ids]])
@@ -75,7 +76,7 @@ async def test_sampling_ends_with_a_stop_token_that_stays_with_its_log_probabili
 
 
 async def test_where_the_trigger_is_sampled_its_two_log_probabilities_are_one(
-    policy: VLLMPolicy, publisher: FilePublisher
+    policy: VLLMPolicy, publisher: ServedPublisher
 ) -> None:
     for seed in range(200):
         completion = await policy.generate(PROMPT, sampling(64, seed=seed, temperature=2.0, stops=(TRIGGER_ID,)))
@@ -102,68 +103,6 @@ async def test_what_the_server_refuses_is_said_in_its_words(vllm_server: VLLMSer
 
 async def test_the_server_passes_the_check_of_its_flags(policy: VLLMPolicy) -> None:
     await policy.check(sampling(stops=(TRIGGER_ID, EOS_ID)))
-
-
-async def test_a_published_model_answers_with_its_log_probabilities_as_its_version(
-    policy: VLLMPolicy, publisher: FilePublisher
-) -> None:
-    for version, seed in ((1, 11), (2, 12), (3, 13)):
-        model = tiny_model(seed=seed, tied=True)
-        metrics = await publisher.publish(model, version)
-        assert metrics["publish_difference"] < 1e-3
-        completion = await policy.generate(PROMPT, sampling())
-        assert set(completion.policy_versions) == {version}
-        expected = score(model, (*PROMPT, *completion.token_ids))[len(PROMPT) - 1 :]
-        assert completion.logprobs == pytest.approx(expected, abs=1e-3)
-
-
-async def test_a_prompt_that_was_cached_is_read_again_after_new_weights(
-    policy: VLLMPolicy, publisher: FilePublisher
-) -> None:
-    long = (PROMPT * 40)[:700]
-    await policy.generate(long, sampling(1))
-    model = tiny_model(seed=21, tied=True)
-    await publisher.publish(model, 4)
-    completion = await policy.generate(long, sampling(8))
-    expected = score(model, (*long, *completion.token_ids))[len(long) - 1 :]
-    assert completion.logprobs == pytest.approx(expected, abs=1e-3)
-
-
-async def test_a_second_trainer_may_publish_after_the_first(vllm_server: VLLMServer, policy: VLLMPolicy) -> None:
-    for version in (5, 6):
-        opened = FilePublisher(vllm_server.url, policy, probe_ids=PROBE, max_difference=1e-3)
-        await opened.publish(tiny_model(seed=version, tied=True), version)
-        await opened.close()
-
-
-async def test_a_token_in_flight_is_of_the_weights_that_it_names_and_of_no_older_cache(
-    policy: VLLMPolicy, publisher: FilePublisher
-) -> None:
-    models = {version: tiny_model(seed=30 + version, tied=True) for version in (7, 8)}
-    await publisher.publish(models[7], 7)
-    running = [asyncio.create_task(policy.generate(PROMPT, sampling(900, seed=s))) for s in range(8)]
-    await asyncio.sleep(0.3)
-    await publisher.publish(models[8], 8)
-    for completion in await asyncio.gather(*running):
-        assert list(completion.policy_versions) == sorted(completion.policy_versions)
-        ids = (*PROMPT, *completion.token_ids)
-        scores = {version: score(model, ids)[len(PROMPT) - 1 :] for version, model in models.items()}
-        expected = [scores[version][place] for place, version in enumerate(completion.policy_versions)]
-        assert completion.logprobs == pytest.approx(expected, abs=1e-3)
-
-
-async def test_a_model_that_is_not_the_servers_is_found_out_and_the_server_lives(
-    vllm_server: VLLMServer, policy: VLLMPolicy, publisher: FilePublisher
-) -> None:
-    class Forgetful(FilePublisher):
-        async def _transfer(self, path: str, version: int) -> None:
-            pass
-
-    forgetful = Forgetful(vllm_server.url, policy, probe_ids=PROBE, max_difference=1e-3)
-    with pytest.raises(PublishFailed, match="differ by"):
-        await forgetful.publish(tiny_model(seed=77, tied=True), 9)
-    await forgetful.close()
-    await policy.generate(PROMPT, sampling(2))
 
 
 def test_the_served_model_is_the_folder_it_was_started_with(vllm_server: VLLMServer) -> None:

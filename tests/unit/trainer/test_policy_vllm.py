@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import httpx
 import pytest
 
-from cellar_trainer.policy import vllm
 from cellar_trainer.policy.protocol import LOGPROB_FLOOR, PolicyUnavailable
-from cellar_trainer.policy.vllm import VLLMPolicy
+from cellar_trainer.policy.vllm import VLLMPolicy, wire
+from cellar_trainer.policy.vllm import policy as policy_module
 from cellar_trainer.types import FinishReason, Sampling
 
 SAMPLING = Sampling(max_tokens=9, temperature=0.7, seed=5, stop_token_ids=(7, 2), trigger_id=7)
@@ -33,8 +34,8 @@ def choice(**changes: Any) -> dict[str, Any]:
     }
 
 
-def policy(answer: Callable[[httpx.Request], httpx.Response], retries: int = 3) -> VLLMPolicy:
-    return VLLMPolicy("http://vllm", "m", retries=retries, transport=httpx.MockTransport(answer))
+def policy(answer: Callable[[httpx.Request], httpx.Response], retries: int = 3, **options: Any) -> VLLMPolicy:
+    return VLLMPolicy("http://vllm", "m", retries=retries, transport=httpx.MockTransport(answer), **options)
 
 
 def answering(**changes: Any) -> VLLMPolicy:
@@ -61,10 +62,9 @@ async def test_the_request_asks_for_the_trigger_twice_since_vllm_cuts_the_list_b
     (body,) = seen
     assert (body["model"], body["token_ids"]) == ("m", [1, 2, 3])
     assert body["sampling_params"] == {
+        **wire.WHOLE_DISTRIBUTION,
         "n": 1,
         "temperature": 0.7,
-        "top_p": 1.0,
-        "top_k": -1,
         "max_tokens": 9,
         "seed": 5,
         "stop_token_ids": [7, 2],
@@ -86,6 +86,20 @@ async def test_an_impossible_trigger_gets_the_floor_and_the_weights_of_the_start
     assert (completion.finish_reason, completion.stop_token_id) == (FinishReason.LENGTH, None)
 
 
+async def test_nothing_is_cut_off_from_the_distribution_and_nothing_can_be() -> None:
+    assert wire.sampling_params(SAMPLING).items() >= {"top_p": 1.0, "top_k": -1, "min_p": 0.0}.items()
+    assert wire.sampling_params(SAMPLING)["repetition_penalty"] == 1.0
+    assert not {"top_p", "top_k", "min_p"} & {field.name for field in fields(Sampling)}
+
+
+async def test_a_trainer_takes_no_token_of_the_weights_that_a_server_was_started_with() -> None:
+    first = choice(weight_versions=[{"version": "default", "start": 0, "end": 2}])
+    with pytest.raises(PolicyUnavailable, match="was restarted"):
+        await policy(lambda request: httpx.Response(200, json={"choices": [first]}), unpublished=False).generate(
+            [1], SAMPLING
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -99,6 +113,7 @@ async def test_an_impossible_trigger_gets_the_floor_and_the_weights_of_the_start
         ({"weight_versions": None}, "which weights sampled"),
         ({"weight_versions": [{"version": "1", "start": 0, "end": 1}]}, "2 tokens, but weight versions for 1"),
         ({"weight_versions": [{"version": "mine", "start": 0, "end": 2}]}, "labelled 'mine'"),
+        ({"weight_versions": [{"version": "incomplete", "start": 0, "end": 2}]}, "published again"),
         ({"finish_reason": "abort"}, "'abort'"),
         ({"token_ids": "x"}, "not what we know"),
     ],
@@ -125,7 +140,7 @@ async def test_an_error_of_the_server_is_passed_on_in_its_words_and_not_tried_ag
 async def test_a_broken_connection_is_tried_again_within_its_bound(
     monkeypatch: pytest.MonkeyPatch, breaks: int, retries: int, answers: bool
 ) -> None:
-    monkeypatch.setattr(vllm, "RETRY_PAUSE_S", 0.0)
+    monkeypatch.setattr(policy_module, "RETRY_PAUSE_S", 0.0)
     calls = 0
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -166,6 +181,8 @@ async def test_a_prompt_is_scored_by_its_own_tokens() -> None:
 
 async def test_a_server_that_reports_log_probabilities_from_before_temperature_is_refused() -> None:
     def raw(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/is_paused":
+            return httpx.Response(200, json={"is_paused": False})
         params = json.loads(request.content)["sampling_params"]
         if "prompt_logprobs" not in params:
             one = choice(token_ids=[4], logprobs={"content": [position(4, -1.5, t7=-2.0)]})

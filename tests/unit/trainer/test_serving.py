@@ -38,7 +38,7 @@ def wait_for_pid(log: Path) -> int:
 
 
 def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             os.kill(pid, 0)
@@ -71,3 +71,43 @@ def test_a_server_dies_with_an_owner_that_was_killed(tmp_path: Path) -> None:
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     assert gone(server)
+
+
+def serving_python(folder: Path) -> Path:
+    """Stands for vLLM's Python: answers as a healthy server would."""
+    script = folder / "python"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import http.server, os, sys\n"
+        "print('pid', os.getpid(), flush=True)\n"
+        "class Healthy(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200)\n"
+        "        self.end_headers()\n"
+        "port = int(sys.argv[sys.argv.index('--port') + 1])\n"
+        "http.server.HTTPServer(('127.0.0.1', port), Healthy).serve_forever()\n"
+    )
+    script.chmod(0o755)
+    return script
+
+
+def pids(log: Path) -> list[int]:
+    return [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("pid ")]
+
+
+def test_a_server_that_was_killed_is_started_again_as_often_as_was_said(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with VLLMServer(tmp_path, log=log, python=serving_python(tmp_path), restarts=1) as server:
+        os.kill(pids(log)[0], signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while len(pids(log)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        first, second = pids(log)
+        assert gone(first)
+        assert server.alive
+        os.kill(second, signal.SIGKILL)
+        while server.alive and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not server.alive
+    assert gone(second)
+    assert len(pids(log)) == 2
