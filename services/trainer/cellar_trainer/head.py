@@ -8,17 +8,19 @@ trigger and a the target (Z sums over the vocabulary without the trigger, q is t
     gradient     dz_j = g_Z q_j [j != t]  +  g_a [j = a]  +  g_t [j = t]
 
 Log Z is summed without the trigger, not recovered from the total, so it stays right as the trigger's probability nears
-1. Numbers are float32 (float64 if the hidden states are); so are the sums of gradients over tiles.
+1. Tiles are multiplied in the dtype of the hidden states, whatever that of the weight or autocast say; all else is
+float32 (float64 if the hidden states are), the sums of gradients over tiles among it. A gradient has the dtype of what
+it belongs to.
 """
 
 from collections.abc import Iterator
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-_COLUMNS = 8192
+ROWS, COLUMNS = 1024, 2048
+"""Of a tile. Its 8 MiB stay in a processor's cache, and rows enough to multiply at full speed."""
 _MASKED = float("-inf")
 
 
@@ -40,8 +42,8 @@ def token_scalars(
     trigger_id: int,
     *,
     temperature: float = 1.0,
-    rows: int = 1024,
-    columns: int = _COLUMNS,
+    rows: int = ROWS,
+    columns: int = COLUMNS,
 ) -> TokenScalars:
     """Scalars of the logits `hidden @ weight.T / temperature`, differentiable in `hidden_ND` and `weight_VD`."""
     tiled = _TokenScalars.apply
@@ -69,8 +71,8 @@ def exact_f(
     *,
     eta: float,
     temperature: float = 1.0,
-    rows: int = 1024,
-    columns: int = _COLUMNS,
+    rows: int = ROWS,
+    columns: int = COLUMNS,
     log_z_N: Tensor | None = None,
 ) -> Tensor:
     """How much log Z grows, per `eta`, when a step of size `eta` raises the target's logit: (1/eta) log(Z'/Z).
@@ -85,9 +87,9 @@ def exact_f(
     steps_N = eta * advantages_N.to(log_z_N.dtype)
     growth_N, log_growth_N = torch.zeros_like(log_z_N), torch.full_like(log_z_N, _MASKED)
     for r, c, log_q in _log_q_tiles(hidden_ND, weight_VD, log_z_N, trigger_id, temperature, rows, columns):
-        raised = log_q.exp().mul_(-steps_N[r, None])
-        raised.scatter_add_(1, *_at_targets(targets_N[r], c, steps_N[r]))
-        growth, log_growth = _growth(log_q, raised)
+        q = log_q.exp()
+        raised = (-steps_N[r, None] * q).scatter_add_(1, *_at_targets(targets_N[r], c, steps_N[r]))
+        growth, log_growth = _growth(log_q, q, raised)
         growth_N[r] += growth
         log_growth_N[r] = torch.logaddexp(log_growth_N[r], log_growth)
     return _log_growth(steps_N, growth_N, log_growth_N) / eta
@@ -100,9 +102,9 @@ def exact_f_from_logits(
     """The oracle of `exact_f`, for logits of any leading shape."""
     log_q_NV = _without_trigger(logits_NV, trigger_id).log_softmax(-1)
     steps_N = eta * advantages_N
-    raised_NV = -steps_N[..., None] * log_q_NV.exp()
-    raised_NV.scatter_add_(-1, targets_N[..., None], steps_N[..., None])
-    return _log_growth(steps_N, *_growth(log_q_NV, raised_NV)) / eta
+    q_NV = log_q_NV.exp()
+    raised_NV = (-steps_N[..., None] * q_NV).scatter_add_(-1, targets_N[..., None], steps_N[..., None])
+    return _log_growth(steps_N, *_growth(log_q_NV, q_NV, raised_NV)) / eta
 
 
 @torch.no_grad()
@@ -113,8 +115,8 @@ def sum_q3(
     trigger_id: int,
     *,
     temperature: float = 1.0,
-    rows: int = 1024,
-    columns: int = _COLUMNS,
+    rows: int = ROWS,
+    columns: int = COLUMNS,
 ) -> Tensor:
     """Sum of the cubed probabilities of the softmax over the vocabulary without the trigger: one pass, no gradient."""
     sum_q3_N = torch.zeros_like(log_z_N)
@@ -142,21 +144,23 @@ class _TokenScalars(torch.autograd.Function):
         columns: int,
     ) -> tuple[Tensor, ...]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        target, at_trigger = hidden.new_zeros(2, len(hidden), dtype=dtype)
-        log_z, log_sum_z2 = hidden.new_full((2, len(hidden)), _MASKED, dtype=dtype)
-        for c, r in product(_slices(len(weight), columns), _slices(len(hidden), rows)):
-            z = _logits(hidden[r], weight[c], temperature)
+        target, at_trigger, total, squares = hidden.new_zeros(4, len(hidden), dtype=dtype)
+        # Sums are of exp(z - peak), the largest logit so far: a number even while nothing but the trigger was seen.
+        peak = torch.full_like(total, torch.finfo(dtype).min)
+        for r, c, z in _logit_tiles(hidden, weight, temperature, rows, columns):
             index, inside = _locate(targets[r], c)
             target[r] += torch.where(inside, z.gather(1, index[:, None])[:, 0], 0)
             if c.start <= trigger < c.stop:
                 at_trigger[r] = z[:, trigger - c.start]
                 z[:, trigger - c.start] = _MASKED
-            # A tile may hold nothing but the trigger: then its maximum is -inf, of which nothing can be subtracted.
-            peak = z.amax(1).clamp(min=torch.finfo(dtype).min)
-            z = z.sub_(peak[:, None]).exp_()
-            log_z[r] = torch.logaddexp(log_z[r], peak + z.sum(1).log())
-            log_sum_z2[r] = torch.logaddexp(log_sum_z2[r], 2 * peak + z.square_().sum(1).log())
-        sum_q2 = (log_sum_z2 - 2 * log_z).exp()
+            higher = torch.maximum(peak[r], z.amax(1))
+            shrink = (peak[r] - higher).exp()
+            z = z.sub_(higher[:, None]).exp_()
+            total[r] = total[r] * shrink + z.sum(1)
+            squares[r] = squares[r] * shrink.square() + torch.linalg.vector_norm(z, dim=1).square()
+            peak[r] = higher
+        log_z = peak + total.log()
+        sum_q2 = squares / total.square()
         ctx.save_for_backward(hidden, weight, targets, log_z)
         ctx.trigger, ctx.temperature, ctx.rows, ctx.columns = trigger, temperature, rows, columns
         ctx.mark_non_differentiable(sum_q2)
@@ -165,32 +169,47 @@ class _TokenScalars(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, log_z = ctx.saved_tensors
-        g_target, g_trigger, g_log_z, _ = gradients
-        d_hidden = torch.zeros_like(hidden, dtype=log_z.dtype)
+        g_target, g_trigger, g_log_z = (g / ctx.temperature for g in gradients[:3])
+        d_hidden = torch.zeros_like(hidden, dtype=log_z.dtype) if ctx.needs_input_grad[0] else None
         d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for c in _slices(len(weight), ctx.columns):
-            d_columns = torch.zeros_like(weight[c], dtype=log_z.dtype)
+            weight_c = weight[c].to(hidden.dtype)
+            d_columns = torch.zeros_like(weight_c, dtype=log_z.dtype)
             for r in _slices(len(hidden), ctx.rows):
-                dz = _logits(hidden[r], weight[c], ctx.temperature).sub_(log_z[r, None]).exp_().mul_(g_log_z[r, None])
+                dz = _logits(hidden[r], weight_c, ctx.temperature).sub_(log_z[r, None]).exp_().mul_(g_log_z[r, None])
                 if c.start <= ctx.trigger < c.stop:
                     dz[:, ctx.trigger - c.start] = g_trigger[r]
-                dz.scatter_add_(1, *_at_targets(targets[r], c, g_target[r]))
-                dz = dz.div_(ctx.temperature).to(hidden.dtype)
-                d_hidden[r] += dz @ weight[c]
+                dz = dz.scatter_add_(1, *_at_targets(targets[r], c, g_target[r])).to(hidden.dtype)
+                if d_hidden is not None:
+                    d_hidden[r] += _product(dz, weight_c)
                 if d_weight is not None:
-                    d_columns += dz.T @ hidden[r]
+                    d_columns += _product(dz.T, hidden[r])
             if d_weight is not None:
                 d_weight[c] = d_columns
-        return d_hidden.to(hidden.dtype), d_weight, None, None, None, None, None
+        return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, None, None, None, None, None
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
 def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
     """A new tensor, which the caller may write to."""
-    return (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32)).div_(temperature)
+    return _product(hidden, weight.T).to(torch.promote_types(hidden.dtype, torch.float32)).div_(temperature)
+
+
+def _logit_tiles(
+    hidden: Tensor, weight: Tensor, temperature: float, rows: int, columns: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    for c in _slices(len(weight), columns):
+        weight_c = weight[c].to(hidden.dtype)
+        for r in _slices(len(hidden), rows):
+            yield r, c, _logits(hidden[r], weight_c, temperature)
 
 
 def _locate(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
@@ -208,16 +227,17 @@ def _at_targets(targets: Tensor, columns: slice, values: Tensor) -> tuple[Tensor
 def _log_q_tiles(
     hidden: Tensor, weight: Tensor, log_z: Tensor, trigger: int, temperature: float, rows: int, columns: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    for c, r in product(_slices(len(weight), columns), _slices(len(hidden), rows)):
-        log_q = _logits(hidden[r], weight[c], temperature).sub_(log_z[r, None])
+    """Logarithms of the softmax without the trigger."""
+    for r, c, z in _logit_tiles(hidden, weight, temperature, rows, columns):
+        log_q = z.sub_(log_z[r, None])
         if c.start <= trigger < c.stop:
             log_q[:, trigger - c.start] = _MASKED
         yield r, c, log_q
 
 
-def _growth(log_q: Tensor, raised: Tensor) -> tuple[Tensor, Tensor]:
+def _growth(log_q: Tensor, q: Tensor, raised: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of q (exp(raised) - 1), and log of the sum of q exp(raised)."""
-    return (log_q.exp() * raised.expm1()).sum(-1), (log_q + raised).logsumexp(-1)
+    return (q * raised.expm1()).sum(-1), (log_q + raised).logsumexp(-1)
 
 
 def _log_growth(steps: Tensor, growth: Tensor, log_growth: Tensor) -> Tensor:

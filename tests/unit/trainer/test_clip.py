@@ -176,7 +176,7 @@ def test_measures_by_hand() -> None:
         targets_N=torch.tensor([9, 1, 1]),
         old_logprobs_N=torch.tensor([half + 0.3, quarter, quarter - math.log(2)]),
         old_trigger_logprobs_N=torch.tensor([half, half, math.log(0.2)]),
-        advantages_N=torch.ones(3),
+        advantages_N=torch.tensor([1.0, 0.0, 1.0]),
         sequences_N=torch.zeros(3, dtype=torch.long),
         near_fence_N=torch.zeros(3, dtype=torch.bool),
     )
@@ -187,7 +187,7 @@ def test_measures_by_hand() -> None:
     assert {name: float(measure) for name, measure in measures.items()} == pytest.approx(
         {
             "hierarchical_coefficient": 0.5,
-            "clip_fraction": 1 / 3,  # the last ratio is 2
+            "clip_fraction": 1 / 3,  # the last ratio is 2; without an advantage nothing is clipped
             "entropy": -(half + 2 * quarter) / 3,
             "mismatch": (0.3 + math.log(2)) / 3,
             "mismatch_trigger": 0.3,

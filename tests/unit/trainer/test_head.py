@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ sizes = st.integers(1, 12)
 
 @settings(deadline=None)
 @given(
-    tokens=sizes,
+    tokens=st.integers(0, 12),
     vocabulary=st.integers(2, 20),
     column=st.floats(0, 1, exclude_max=True),
     rows=sizes,
@@ -84,16 +86,45 @@ def test_lower_precision_keeps_float32_scalars(dtype: torch.dtype, tolerance: fl
         assert (fast.double() - exact).norm() <= tolerance * exact.norm()
 
 
-def test_the_gradient_of_the_head_is_summed_in_float32() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_head_is_summed_in_float32_and_of_the_heads_dtype(dtype: torch.dtype) -> None:
     tokens = 512  # in bfloat16, 256 + 1 = 256: a sum of ones would stop there
     hidden_ND = torch.ones(tokens, 1, dtype=torch.bfloat16)
-    weight_VD = torch.zeros(3, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight_VD = torch.zeros(3, 1, dtype=dtype, requires_grad=True)
 
     scalars = token_scalars(hidden_ND, weight_VD, torch.zeros(tokens, dtype=torch.long), 2, rows=1)
     scalars.target_logit_N.sum().backward()
 
     assert weight_VD.grad is not None
+    assert weight_VD.grad.dtype == dtype
     assert weight_VD.grad[0].item() == tokens
+
+
+def test_tiles_are_multiplied_in_the_dtype_of_the_hidden_states() -> None:
+    hidden_ND, weight_VD, targets_N = problem(20, 40, 7, dtype=torch.float32)
+
+    mixed = token_scalars(hidden_ND.bfloat16(), weight_VD, targets_N, 7, columns=16)
+    half = token_scalars(hidden_ND.bfloat16(), weight_VD.bfloat16(), targets_N, 7, columns=16)
+
+    assert all(map(torch.equal, mixed, half))
+    assert not torch.equal(mixed.log_z_N, token_scalars(hidden_ND, weight_VD, targets_N, 7, columns=16).log_z_N)
+
+
+def test_autocast_changes_nothing() -> None:
+    hidden_ND, weight_VD, targets_N = problem(20, 40, 7, dtype=torch.float32)
+    hidden_ND.requires_grad_()
+    weight_VD.requires_grad_()
+
+    def everything() -> list[Tensor]:
+        scalars = token_scalars(hidden_ND, weight_VD, targets_N, 7)
+        f_N = exact_f(hidden_ND, weight_VD, targets_N, torch.ones(20), 7, eta=1.0)
+        return [*scalars, f_N, *gradients(scalars, hidden_ND, weight_VD)]
+
+    plain = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = everything()
+
+    assert all(map(torch.equal, cast, plain))
 
 
 def test_log_z_is_right_where_the_trigger_is_certain() -> None:
@@ -160,6 +191,15 @@ def test_f_is_accurate_in_float32_at_the_step_sizes_of_real_training() -> None:
     logits_NV = hidden_ND.double() @ weight_VD.double().T
     exact_N = exact_f_from_logits(logits_NV, targets_N, advantages_N.double(), 3, eta=1e-6)
     torch.testing.assert_close(f_N.double(), exact_N, rtol=1e-4, atol=1e-5)
+
+
+def test_f_of_a_step_beyond_any_exponential_by_hand() -> None:
+    # Two tokens of q = 1/2 beside the trigger and a step of 2000: Z'/Z = (exp(1000) + exp(-1000)) / 2.
+    hidden_ND, weight_VD = torch.ones(1, 1), torch.zeros(3, 1)
+
+    f_N = exact_f(hidden_ND, weight_VD, torch.tensor([2]), torch.tensor([2.0]), 0, eta=1000.0)
+
+    assert f_N.item() == pytest.approx((1000 - math.log(2)) / 1000)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -104,6 +104,34 @@ def test_the_step_is_exact_when_two_tokens_are_all_there_is() -> None:
             assert_same_step(logits_NV, torch.tensor([token]), trigger, torch.tensor([1.5]).double(), 0.7)
 
 
+# Logits log 4/3 (the trigger), log 3 and 0: Z = 4, gamma = 3/4, q = (3/4, 1/4), p = (1/4, 9/16, 3/16). With A = 2 and
+# eta = 1/2 a step is 1.
+#   token 2:  Z' = 3 exp(-3/4) + exp(3/4) = 3.534100, f = 2 log(3.534100 / 4) = -0.247671
+#             first order   2 (1/4 - 10/16) = -3/4
+#             second order  -3/4 + 1/4 * 4 * v = -0.328125, v = 1/4 - 2/16 + 28/64 - (3/8)^2 = 0.421875
+#             L = -2 log 3/16 + 2 * 1/4 log 4 - f log 4/3,  dL = (2 * 1/4 - f, 2 * 3/4, -2 * 3/4)
+#   trigger:  L = -2 log 1/4 - 2 * 3/4 log 4 = log 2,  dL = (-2 * 3/4, 0, 0)
+BY_HAND: list[tuple[Correction, int, float, list[float]]] = [
+    ("none", 2, 4.041100, [0.5, 1.5, -1.5]),
+    ("first", 2, 4.256862, [1.25, 1.5, -1.5]),
+    ("second", 2, 4.135496, [0.828125, 1.5, -1.5]),
+    ("exact", 2, 4.112351, [0.747671, 1.5, -1.5]),
+    ("exact", 0, 0.693147, [-1.5, 0.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize(("f", "token", "loss", "gradient"), BY_HAND)
+def test_loss_and_gradient_by_hand(f: Correction, token: int, loss: float, gradient: list[float]) -> None:
+    logits = torch.tensor([[4 / 3, 3.0, 1.0]], dtype=torch.float64).log().requires_grad_()
+
+    loss_N = hierarchical_loss(logits, torch.tensor([token]), 0, torch.tensor([2.0]), f=f, eta=0.5)
+    loss_N.sum().backward()
+
+    assert loss_N.item() == pytest.approx(loss, abs=1e-5)
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == pytest.approx(gradient, abs=1e-5)
+
+
 def order_of_error(f: Correction) -> list[float]:
     """Decimal digits of gate logit gained each time the step gets ten times smaller."""
     logits_NV, _, advantages_N = state(11, 50, 20, scale=1.5)

@@ -7,7 +7,7 @@ def test_means_sums_and_maxima_of_two_batches_are_those_of_their_tokens() -> Non
     first, second = torch.tensor([1.0, 2.0]), torch.tensor([9.0])
     measures: dict[str, Measure] = {}
     for values in (first, second):
-        merge(measures, {"mean": Mean.of(values), "sum": Sum(values.sum()), "max": Max(values.max())})
+        merge(measures, {"mean": Mean.of(values), "sum": Sum(values.sum()), "max": Max.of(values)})
     assert {name: float(measure) for name, measure in measures.items()} == {"mean": 4.0, "sum": 12.0, "max": 9.0}
 
 
@@ -17,3 +17,7 @@ def test_a_mean_where_something_holds_counts_only_there() -> None:
     assert float(measured) == 4.0
     assert float(Mean.of(values, where=values > 9)) == 0.0
     assert float(Mean.of(values > 1)) == 2 / 3
+
+
+def test_the_largest_of_no_value_is_zero() -> None:
+    assert float(Max.of(torch.tensor([])) + Max.of(torch.tensor([0.5]))) == 0.5

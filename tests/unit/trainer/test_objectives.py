@@ -1,5 +1,8 @@
+from typing import Literal
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -9,6 +12,7 @@ from cellar_trainer.objectives import Losses, ObjectiveOptions, SampledTokens, h
 from cellar_trainer.objectives.measures import Measure
 from cellar_trainer.objectives.options import BASES, PRESETS, Correction
 
+Mask = Literal["response", "fence", "live"]
 TRIGGER = 6
 ALL = [*({"name": name} for name in (*BASES, "eh_grpo")), *PRESETS.values()]
 """Every objective, IH-GRPO in its two presets."""
@@ -58,6 +62,15 @@ class Sampled:
     def gradients(self, loss_N: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss_N.sum(), (self.hidden_ND, self.weight_VD))
 
+    def acts(self, mask: Mask) -> Tensor:
+        """Where the hierarchical terms do, with live bounds of 0.05 and 0.2."""
+        probability_N = self.old_trigger_N.exp()
+        return {
+            "response": torch.ones_like(self.near_fence_N),
+            "fence": self.near_fence_N | (self.targets_N == TRIGGER),
+            "live": (probability_N > 0.05) & (probability_N < 0.2),
+        }[mask]
+
     def ratios(self, *ratios: float) -> Tensor:
         """Old log-probabilities that make these ratios, the last one for all other tokens."""
         all_ratios = torch.tensor([*ratios, *[ratios[-1]] * (len(self.old_N) - len(ratios))], dtype=torch.float64)
@@ -69,28 +82,42 @@ class Sampled:
     f=st.sampled_from(["none", "first", "second", "exact"]),
     eta=st.sampled_from([1e-6, 0.1, 1.0, 20.0]),
     weight=st.sampled_from([1e-3, 1.0]),
+    mask=st.sampled_from(["response", "fence", "live"]),
     temperature=st.sampled_from([0.6, 1.0]),
     seed=st.integers(0, 100),
 )
-def test_on_policy_the_fast_path_has_the_oracles_gradient(
-    f: Correction, eta: float, weight: float, temperature: float, seed: int
+def test_on_policy_the_fast_path_has_the_oracles_losses_and_gradient(
+    f: Correction, eta: float, weight: float, mask: Mask, temperature: float, seed: int
 ) -> None:
     sampled = Sampled(seed=seed, temperature=temperature)
-    options = ObjectiveOptions(f=f, eta=eta, weight=weight, importance="none")
-
-    loss_N = sampled.loss(options)
+    options = ObjectiveOptions(f=f, eta=eta, weight=weight, mask=mask, live_bounds=(0.05, 0.2), importance="none")
     logits_NV = sampled.hidden_ND @ sampled.weight_VD.T / temperature
-    oracle_N = hierarchical_loss(
-        logits_NV, sampled.targets_N, TRIGGER, sampled.advantages_N, f=f, eta=eta, weight=weight
-    )
 
-    torch.testing.assert_close(sampled.gradients(loss_N), sampled.gradients(oracle_N), rtol=1e-9, atol=1e-10)
+    def oracle(weight: float) -> Tensor:
+        return hierarchical_loss(
+            logits_NV, sampled.targets_N, TRIGGER, sampled.advantages_N, f=f, eta=eta, weight=weight
+        )
+
+    losses, _ = sampled.objective(options)
+    acts_N = sampled.acts(mask)
+    oracle_N = torch.where(acts_N, oracle(weight), oracle(0.0))
+    extra_N = torch.where(acts_N, oracle(weight) - oracle(0.0), 0)
+
+    torch.testing.assert_close(losses.hierarchical_N, extra_N, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        sampled.gradients(losses.policy_N + losses.hierarchical_N),
+        sampled.gradients(oracle_N),
+        rtol=1e-9,
+        atol=1e-10,
+    )
 
 
 def test_dapo_without_a_clip_is_the_plain_policy_gradient_bit_for_bit() -> None:
     sampled = Sampled()
     scalars = token_scalars(sampled.hidden_ND, sampled.weight_VD, sampled.targets_N, TRIGGER)
-    logprobs_N = scalars.target_logit_N - torch.logaddexp(scalars.log_z_N, scalars.trigger_logit_N)
+    odds_N = scalars.trigger_logit_N - scalars.log_z_N
+    ordinary_N = scalars.target_logit_N - torch.logaddexp(scalars.log_z_N, scalars.trigger_logit_N)
+    logprobs_N = torch.where(sampled.targets_N == TRIGGER, F.logsigmoid(odds_N), ordinary_N)
     plain_N = -sampled.advantages_N * (logprobs_N - sampled.old_N).exp()
 
     loss_N = sampled.loss(ObjectiveOptions(name="dapo"))
@@ -204,28 +231,60 @@ def test_a_token_masked_by_its_ratio_moves_nothing_with_any_objective() -> None:
     assert d_hidden_ND[[0, *range(2, 12)]].any(dim=-1).all()
 
 
-def test_the_live_mask_leaves_the_terms_only_where_the_trigger_is_a_choice() -> None:
+@pytest.mark.parametrize("mask", ["live", "fence"])
+def test_a_mask_leaves_the_terms_where_it_says_and_the_base_elsewhere(mask: Mask) -> None:
     sampled = Sampled()
-    probability_N = sampled.old_trigger_N.exp()
-    live_N = (probability_N > 0.05) & (probability_N < 0.5)
-    assert 0 < live_N.sum() < len(live_N)
+    acts_N = sampled.acts(mask)
+    assert 0 < acts_N.sum() < len(acts_N)
 
     plain_N = sampled.loss(ObjectiveOptions(name="dapo"))
     full_N = sampled.loss(ObjectiveOptions(f="first"))
-    loss_N = sampled.loss(ObjectiveOptions(f="first", mask="live", live_bounds=(0.05, 0.5)))
+    loss_N = sampled.loss(ObjectiveOptions(f="first", mask=mask, live_bounds=(0.05, 0.2)))
 
-    assert torch.equal(loss_N, torch.where(live_N, full_N, plain_N))
+    assert torch.equal(loss_N, torch.where(acts_N, full_N, plain_N))
 
 
-def test_the_fence_mask_leaves_the_terms_next_to_fences_and_at_triggers() -> None:
-    sampled = Sampled()
-    acts_N = (torch.arange(12) % 4 == 1) | (sampled.targets_N == TRIGGER)
-    assert 0 < acts_N.sum() < 12
+# The logits of test_ih_grpo's table, token 2 with A = 2 and a ratio of 3/2: DAPO clips at 1.28.
+#   exact       -2 * 1.28, and no term where the clip leaves no gradient
+#   released    -2 * 1.28, and 0.001 * 2.56 * 1/4 log 4, of gradient 0.001 * 2.56 * 1/4 q_s
+#   unclipped   at a bound of 2: -2 * 3/2 and 2 * 3/2 * 1/4 log 4, of gradient -3 ([s = 2] - p_s) and 3 * 1/4 q_s
+LOG_4 = 1.3862943611198906
+CLIPPED_BY_HAND: list[tuple[dict[str, object], float, float, list[float]]] = [
+    ({"name": "dapo"}, -2.56, 0.0, [0.0, 0.0, 0.0]),
+    ({"preset": "exact"}, -2.56, 0.0, [0.0, 0.0, 0.0]),
+    ({"preset": "released"}, -2.56, 0.00064 * LOG_4, [0.0, 0.00064 * 3 / 4, 0.00064 / 4]),
+    ({"preset": "exact", "f": "none", "clip_high": 1.0}, -3.0, 0.75 * LOG_4, [0.75, 2.25, -2.25]),
+]
 
-    plain_N = sampled.loss(ObjectiveOptions(name="dapo"))
-    full_N = sampled.loss(ObjectiveOptions(f="first"))
 
-    assert torch.equal(sampled.loss(ObjectiveOptions(f="first", mask="fence")), torch.where(acts_N, full_N, plain_N))
+@pytest.mark.parametrize(("given_", "policy", "hierarchical", "gradient"), CLIPPED_BY_HAND)
+def test_a_clipped_token_by_hand(
+    given_: dict[str, object], policy: float, hierarchical: float, gradient: list[float]
+) -> None:
+    changes = dict(given_)
+    preset = changes.pop("preset", None)
+    options = ObjectiveOptions.preset(str(preset), **changes) if preset else ObjectiveOptions.model_validate(changes)
+    one = torch.ones(1, dtype=torch.float64)
+    weight_VD = torch.tensor([[4 / 3], [3.0], [1.0]], dtype=torch.float64).log().requires_grad_()
+    old = (one / 8).log()
+    tokens = SampledTokens(torch.tensor([2]), old, old, 2 * one, torch.tensor([0]), torch.tensor([False]))
+
+    losses, _ = policy_objective(one[None], weight_VD, tokens, 0, options)
+    (losses.policy_N + losses.hierarchical_N).sum().backward()
+
+    assert losses.policy_N.item() == pytest.approx(policy)
+    assert losses.hierarchical_N.item() == pytest.approx(hierarchical)
+    assert weight_VD.grad is not None
+    assert weight_VD.grad[:, 0].tolist() == pytest.approx(gradient)
+
+
+def test_a_batch_without_sampled_tokens_has_no_losses_and_finite_measures() -> None:
+    sampled = Sampled(tokens=0)
+    for given_ in ALL:
+        losses, measures = sampled.objective(ObjectiveOptions.model_validate(given_))
+        assert losses.policy_N.shape == losses.hierarchical_N.shape == (0,)
+        assert {float(measure) for measure in measures.values()} == {0.0}
+        assert not any(g.any() for g in sampled.gradients(losses.policy_N + losses.hierarchical_N))
 
 
 def test_the_advantage_takes_its_ratio_into_the_terms() -> None:

@@ -55,7 +55,7 @@ def policy_measures(terms: TokenTerms, policy: PolicyLoss) -> dict[str, Measure]
             "mismatch": Mean.of(mismatch_N),
             "mismatch_trigger": Mean.of(mismatch_N, where=terms.is_trigger_N),
             "mismatch_gate": Mean.of(gate_mismatch_N),
-            "ratio_max": Max(policy.ratio_N.max()),
+            "ratio_max": Max.of(policy.ratio_N),
         }
 
 

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from cellar_trainer.head import TokenScalars
 from cellar_trainer.objectives.tokens import SampledTokens, TokenTerms
 
-_NAME = "gate_head"
+GATE = "gate_head"
+"""The gate's name within the model."""
 
 
 def explicit_terms(
@@ -54,7 +55,7 @@ def attach_gate(model: PreTrainedModel, *, trigger_probability: float = 0.5) -> 
         gate = nn.Linear(model.config.hidden_size, 1, device=model.device, dtype=model.dtype)
         nn.init.zeros_(gate.weight)
         nn.init.constant_(gate.bias, log((1 - trigger_probability) / trigger_probability))
-        model.add_module(_NAME, gate)
+        model.add_module(GATE, gate)
 
 
 def load_gate(model: PreTrainedModel, folder: Path) -> None:
@@ -62,15 +63,15 @@ def load_gate(model: PreTrainedModel, folder: Path) -> None:
     saved: dict[str, Tensor] = {}
     for shard in folder.glob("*.safetensors"):
         with safe_open(shard, framework="pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(_NAME)]  # noqa: SIM118  it is no mapping
-            saved |= {name.removeprefix(f"{_NAME}."): tensors.get_tensor(name) for name in names}
+            names = [name for name in tensors.keys() if name.startswith(GATE)]  # noqa: SIM118  it is no mapping
+            saved |= {name.removeprefix(f"{GATE}."): tensors.get_tensor(name) for name in names}
     if saved:
         attach_gate(model)
-        model.get_submodule(_NAME).load_state_dict(saved)
+        model.get_submodule(GATE).load_state_dict(saved)
 
 
 def gate_of(model: PreTrainedModel) -> nn.Linear | None:
-    return cast(nn.Linear | None, getattr(model, _NAME, None))
+    return cast(nn.Linear | None, getattr(model, GATE, None))
 
 
 def gate_logits(gate: nn.Linear, hidden_ND: Tensor) -> Tensor:

@@ -47,7 +47,13 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class Max:
+    """Of values that are not negative; 0 of none."""
+
     peak: Tensor
+
+    @classmethod
+    def of(cls, values_N: Tensor) -> Self:
+        return cls(values_N.amax() if len(values_N) else values_N.new_zeros(()))
 
     def __add__(self, other: Self) -> Self:
         return type(self)(self.peak.maximum(other.peak))

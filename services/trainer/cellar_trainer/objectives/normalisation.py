@@ -14,6 +14,7 @@ a step is cut into micro-batches changes nothing. Tokens count that are trained 
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from cellar_trainer.objectives.options import ObjectiveOptions
@@ -26,19 +27,25 @@ class StepTotals(NamedTuple):
     sequences: float
 
 
-def step_totals(loss_masks: Iterable[Tensor]) -> StepTotals:
-    """Count what one optimiser step trains on; each mask is [B, T], a sequence a row."""
-    lengths = [mask_BT.sum(-1) for mask_BT in loss_masks]
+def step_totals(batches: Iterable[tuple[Tensor, Tensor]]) -> StepTotals:
+    """Count what one optimiser step trains on: of each micro-batch the loss mask and the sequences, both [B, T]."""
+    lengths = [_lengths(loss_mask_BT, sequences_BT) for loss_mask_BT, sequences_BT in batches]
     return StepTotals(
-        tokens=sum(float(length_B.sum()) for length_B in lengths),
-        sequences=sum(float((length_B > 0).sum()) for length_B in lengths),
+        tokens=sum(float(length_S.sum()) for length_S in lengths),
+        sequences=sum(float((length_S > 0).sum()) for length_S in lengths),
     )
 
 
-def loss_weights(loss_mask_BT: Tensor, totals: StepTotals, options: ObjectiveOptions) -> Tensor:
+def loss_weights(loss_mask_BT: Tensor, sequences_BT: Tensor, totals: StepTotals, options: ObjectiveOptions) -> Tensor:
     """What to multiply the tokens' losses with before they are summed; 0 outside the mask."""
     if options.loss_mean == "token":
         return loss_mask_BT / totals.tokens
     if options.loss_mean == "constant":
         return loss_mask_BT / (totals.sequences * options.constant_length)
-    return loss_mask_BT / (totals.sequences * loss_mask_BT.sum(-1, keepdim=True).clamp(min=1))
+    lengths_BT = _lengths(loss_mask_BT, sequences_BT)[sequences_BT.clamp(min=0)]
+    return loss_mask_BT / (totals.sequences * lengths_BT.clamp(min=1))
+
+
+def _lengths(loss_mask_BT: Tensor, sequences_BT: Tensor) -> Tensor:
+    """How many tokens of each sequence are trained on. Padding, of no sequence, has none to count."""
+    return torch.bincount(sequences_BT.clamp(min=0).flatten(), weights=loss_mask_BT.flatten()).to(loss_mask_BT.dtype)

@@ -32,6 +32,7 @@ class ObjectiveOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Base | Literal["eh_grpo", "ih_grpo"] = "ih_grpo"
+    """The objective; the defaults of all that follows depend on it."""
     base: Base = "dapo"
     """Whose options `eh_grpo` and `ih_grpo` start from. Of any other name, the name itself."""
 
@@ -45,12 +46,15 @@ class ObjectiveOptions(BaseModel):
     ratio: Literal["token", "sequence"] = "token"
     """Of the trainer's to the sampler's probability: each token's own, or the geometric mean over its sequence."""
     clip_low: Fraction = 0.2
+    """How far below 1 a ratio may fall before a token with a negative advantage stops moving."""
     clip_high: Positive = 0.28
+    """How far above 1 a ratio may rise before a token with a positive advantage stops moving."""
     dual_clip: Annotated[float, Field(gt=1)] | Literal["none"] = 3.0
     """Bound of the loss of a token with a negative advantage, in advantages."""
     importance: Literal["truncate", "mask", "none"] = "truncate"
     """What is done about a token whose ratio is beyond `importance_cap`."""
     importance_cap: Annotated[float, Field(gt=1)] = 2.0
+    """Largest ratio of the trainer's to the sampler's probability that is left alone; "mask" drops its inverse too."""
 
     loss_mean: Literal["token", "sequence", "constant"] = "token"
     """What the tokens' losses are averaged over, in the whole optimiser step: see `normalisation`."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cellar_trainer.head import TokenScalars
@@ -37,13 +38,16 @@ class TokenTerms:
 
 def implicit_terms(scalars: TokenScalars, tokens: SampledTokens, trigger_id: int) -> TokenTerms:
     """Of one softmax over all tokens, the trigger among them."""
-    log_total_N = torch.logaddexp(scalars.log_z_N, scalars.trigger_logit_N)
+    is_trigger_N = tokens.targets_N == trigger_id
+    gate_logit_N = scalars.log_z_N - scalars.trigger_logit_N
+    trigger_logprobs_N = F.logsigmoid(-gate_logit_N)  # a certain trigger's is tiny: a subtraction would lose it
+    others_N = scalars.target_logit_N - torch.logaddexp(scalars.log_z_N, scalars.trigger_logit_N)
     return TokenTerms(
         tokens,
-        is_trigger_N=tokens.targets_N == trigger_id,
-        gate_logit_N=scalars.log_z_N - scalars.trigger_logit_N,
-        logprobs_N=scalars.target_logit_N - log_total_N,
-        trigger_logprobs_N=scalars.trigger_logit_N - log_total_N,
+        is_trigger_N=is_trigger_N,
+        gate_logit_N=gate_logit_N,
+        logprobs_N=torch.where(is_trigger_N, trigger_logprobs_N, others_N),
+        trigger_logprobs_N=trigger_logprobs_N,
     )
 
 
