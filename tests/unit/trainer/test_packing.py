@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellar_trainer.packing import Batch, Example, pack
+from cellar_trainer.packing import Batch, Example, Layout, pack
 from cellar_trainer.types import Segment, SegmentKind, Task, Trajectory
 
 TASK = Task("t", "1+1", "2")
@@ -27,19 +27,38 @@ def observation(*token_ids: int) -> Segment:
     return Segment(SegmentKind.OBSERVATION, token_ids)
 
 
-def packed(rows: list[Trajectory], advantages: list[float], *, token_budget: int) -> list[Batch]:
+def packed(
+    rows: list[Trajectory], advantages: list[float], *, token_budget: int, layout: Layout = "packed"
+) -> list[Batch]:
     examples = [Example(row, advantage) for row, advantage in zip(rows, advantages, strict=True)]
-    return pack(examples, token_budget=token_budget, pad_id=PAD)
+    return pack(examples, token_budget=token_budget, pad_id=PAD, layout=layout)
 
 
-def test_two_rows_by_hand() -> None:
+def test_a_short_sequence_fills_the_room_behind_a_longer_one_by_hand() -> None:
+    long = trajectory(prompt(1), sampled(2, 3), observation(4), sampled(5))
+    middle, short = trajectory(prompt(6, 7), sampled(8)), trajectory(prompt(9), sampled(10))
+
+    (batch,) = packed([short, long, middle], [0.5, -2.0, 3.0], token_budget=8)
+
+    assert batch.inputs_BT.tolist() == [[1, 2, 3, 4], [6, 7, 9, PAD]]
+    assert batch.targets_BT.tolist() == [[2, 3, 4, 5], [7, 8, 10, PAD]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3], [0, 1, 0, 1]]
+    assert batch.sequences_BT.tolist() == [[0, 0, 0, 0], [1, 1, 2, -1]]
+    assert batch.loss_mask_BT.tolist() == [[1, 1, 0, 1], [0, 1, 1, 0]]
+    assert batch.logprobs_BT.tolist() == [[-2, -3, 0, -5], [0, -8, -10, 0]]
+    assert batch.trigger_logprobs_BT.tolist() == [[-1, -1.5, 0, -2.5], [0, -4, -5, 0]]
+    assert batch.advantages_BT.tolist() == [[-2, -2, 0, -2], [0, 3, 0.5, 0]]
+
+
+def test_two_padded_rows_by_hand() -> None:
     long, short = trajectory(prompt(1), sampled(2, 3), observation(4), sampled(5)), trajectory(prompt(6, 7), sampled(8))
 
-    (batch,) = packed([short, long], [0.5, -2.0], token_budget=8)
+    (batch,) = packed([short, long], [0.5, -2.0], token_budget=8, layout="padded")
 
     assert batch.inputs_BT.tolist() == [[1, 2, 3, 4], [6, 7, PAD, PAD]]
     assert batch.targets_BT.tolist() == [[2, 3, 4, 5], [7, 8, PAD, PAD]]
-    assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3]] * 2, "no step but 1: plainly causal"
+    assert batch.sequences_BT.tolist() == [[0, 0, 0, 0], [1, 1, -1, -1]]
     assert batch.loss_mask_BT.tolist() == [[1, 1, 0, 1], [0, 1, 0, 0]]
     assert batch.logprobs_BT.tolist() == [[-2, -3, 0, -5], [0, -8, 0, 0]]
     assert batch.trigger_logprobs_BT.tolist() == [[-1, -1.5, 0, -2.5], [0, -4, 0, 0]]
@@ -50,9 +69,17 @@ def test_two_rows_by_hand() -> None:
 def test_rows_of_similar_length_share_a_batch_within_the_budget() -> None:
     rows = [trajectory(prompt(1), sampled(*range(n))) for n in (2, 9, 3, 8)]
 
-    shapes = [tuple(batch.inputs_BT.shape) for batch in packed(rows, [1.0] * 4, token_budget=18)]
+    shapes = [tuple(batch.inputs_BT.shape) for batch in packed(rows, [1.0] * 4, token_budget=18, layout="padded")]
 
     assert shapes == [(2, 9), (2, 3)]
+
+
+def test_packed_rows_are_fewer() -> None:
+    rows = [trajectory(prompt(1), sampled(*range(n))) for n in (2, 9, 3, 4)]
+
+    shapes = [tuple(batch.inputs_BT.shape) for batch in packed(rows, [1.0] * 4, token_budget=18)]
+
+    assert shapes == [(2, 9)]
 
 
 def test_a_row_longer_than_the_budget_has_a_batch_of_its_own() -> None:
@@ -72,9 +99,13 @@ def test_a_sampled_token_that_nothing_predicts_is_refused() -> None:
         packed([trajectory(sampled(1))], [1.0], token_budget=4)
 
 
-@given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), max_size=8), st.integers(1, 40))
+@given(
+    st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), max_size=8),
+    st.integers(1, 40),
+    st.sampled_from(["packed", "padded"]),
+)
 def test_every_sampled_token_appears_exactly_once_and_no_batch_is_over_budget(
-    shapes: list[list[int]], budget: int
+    shapes: list[list[int]], budget: int, layout: Layout
 ) -> None:
     serial = iter(range(100, 10_000))  # no two sampled tokens are equal, so each can be told
     rows = [
@@ -83,7 +114,7 @@ def test_every_sampled_token_appears_exactly_once_and_no_batch_is_over_budget(
         )
         for turns in shapes
     ]
-    batches = packed(rows, [float(i) for i in range(len(rows))], token_budget=budget)
+    batches = packed(rows, [float(i) for i in range(len(rows))], token_budget=budget, layout=layout)
 
     trained = [t for b in batches for t in b.targets_BT[b.loss_mask_BT.bool()].tolist()]
     assert sorted(trained) == sorted(
@@ -92,7 +123,21 @@ def test_every_sampled_token_appears_exactly_once_and_no_batch_is_over_budget(
     for b in batches:
         assert b.inputs_BT.numel() <= budget or len(b.inputs_BT) == 1
         assert torch.equal(b.logprobs_BT, -b.targets_BT * b.loss_mask_BT)
-    assert repr(batches) == repr(packed(rows, [float(i) for i in range(len(rows))], token_budget=budget))
+        assert _whole_sequences(b) <= {tuple(row.token_ids[1:]) for row in rows}
+        assert layout == "packed" or all(len(row.unique()) <= 2 for row in b.sequences_BT)
+    again = packed(rows, [float(i) for i in range(len(rows))], token_budget=budget, layout=layout)
+    assert repr(batches) == repr(again)
+
+
+def _whole_sequences(batch: Batch) -> set[tuple[int, ...]]:
+    """The targets of each sequence, whose positions have to count from 0 without a gap."""
+    found = set()
+    for number in range(int(batch.sequences_BT.max()) + 1):
+        own_BT = batch.sequences_BT == number
+        assert batch.positions_BT[own_BT].tolist() == list(range(int(own_BT.sum())))
+        assert own_BT.any(dim=1).sum() == 1, "a sequence lies within one row"
+        found.add(tuple(batch.targets_BT[own_BT].tolist()))
+    return found
 
 
 def test_advantages_masks_and_fences_may_be_per_token() -> None:
