@@ -1,19 +1,14 @@
 """What a training run would do and need, before anything is started: `cellar-trainer train --dry-run`."""
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from cellar_trainer.config import Config
+from cellar_trainer.distributed import launched_ranks
+from cellar_trainer.lora import LoraOptions
+from cellar_trainer.memory import Shape, predicted_memory, shape_model
 from cellar_trainer.model import control_tokens, load_tokenizer
 from cellar_trainer.objectives import ObjectiveOptions
 from cellar_trainer.tasks import load_tasks
 
 GIB = 2**30
-LIVE_VALUES_PER_TOKEN_AND_LAYER = 17
-"""Hidden-sized values that a layer keeps for its backward pass (arXiv 2205.05198, without the attention map)."""
-HEAD_TILE = 1024 * 8192
-"""Logits of the head that exist at once, in float32."""
-HEAD_COPIES = 3
 
 
 def plan(config: Config) -> list[tuple[str, str]]:
@@ -24,9 +19,11 @@ def plan(config: Config) -> list[tuple[str, str]]:
     tokens = control_tokens(load_tokenizer(config.model.path), config.model.trigger)
     tasks = load_tasks(config.tasks.path, limit=config.tasks.limit)
     parameters, memory = _memory(config)
+    ranks = launched_ranks()
     per_step = config.collect.tasks * config.collect.siblings
     return [
         ("model", f"{config.model.path}, {parameters / 1e6:,.1f} M parameters, {config.model.dtype}"),
+        ("trained", _trained(config)),
         ("trigger", f"{config.model.trigger!r}, token {tokens.trigger_id}"),
         ("objective", _objective(config.objective)),
         ("tasks", f"{len(tasks)} from {config.tasks.path}"),
@@ -36,7 +33,10 @@ def plan(config: Config) -> list[tuple[str, str]]:
         ("executor", config.executor.url),
         ("output", str(config.output)),
         *((f"memory: {name}", f"{size / GIB:.2f} GiB") for name, size in memory.items()),
-        ("memory: all, on " + config.model.device, f"{sum(memory.values()) / GIB:.2f} GiB (estimate)"),
+        (
+            f"memory: all, on {config.model.device}" + (f", each of {ranks} processes" if ranks > 1 else ""),
+            f"{sum(memory.values()) / GIB:.2f} GiB (estimate)",
+        ),
     ]
 
 
@@ -46,18 +46,21 @@ def _objective(objective: ObjectiveOptions) -> str:
     return f"{objective.name}{f' on {objective.base}' if layered else ''}{terms}, mean over {objective.loss_mean}"
 
 
+def _trained(config: Config) -> str:
+    what = f"LoRA adapters of rank {config.lora.rank}" if config.lora.rank else "all weights"
+    checkpointing = ", activations computed twice" if config.model.activation_checkpointing else ""
+    return f"{what}, arithmetic in {config.model.compute_dtype}{checkpointing}"
+
+
 def _memory(config: Config) -> tuple[int, dict[str, float]]:
-    """Number of parameters, and bytes by use, of the trainer's process alone."""
-    architecture = AutoConfig.from_pretrained(config.model.path)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture)
-    parameters = sum(weight.numel() for weight in model.parameters())
-    size = getattr(torch, config.model.dtype).itemsize
-    per_token = LIVE_VALUES_PER_TOKEN_AND_LAYER * architecture.hidden_size * architecture.num_hidden_layers
-    return parameters, {
-        "weights": parameters * size,
-        "gradients": parameters * size,
-        "optimiser": 2 * parameters * size,
-        "activations": config.train.token_budget * per_token * size,
-        "head": HEAD_COPIES * min(HEAD_TILE, config.train.token_budget * architecture.vocab_size) * 4,
-    }
+    """Number of the model's own parameters, and bytes by use in each of the trainer's processes."""
+    width = config.rollout.max_context_tokens
+    parameters = shape_model(config.model.path, dtype=config.model.dtype, lora=LoraOptions()).num_parameters()
+    memory = predicted_memory(
+        shape_model(config.model.path, dtype=config.model.dtype, lora=config.lora),
+        Shape(max(1, config.train.token_budget // width), width),
+        compute_dtype=config.model.compute_dtype,
+        activation_checkpointing=config.model.activation_checkpointing,
+        ranks=launched_ranks(),
+    )
+    return parameters, memory

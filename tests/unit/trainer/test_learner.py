@@ -1,6 +1,7 @@
 """One optimiser step: however its tokens are cut into batches and padded, the gradient is the objective's."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cellar_trainer.learner import Learner, OptimiserOptions
-from cellar_trainer.model import ModelUnusable, control_tokens, hidden_states
+from cellar_trainer.learner import TYPICAL_WEIGHT, Learner, OptimiserOptions
+from cellar_trainer.model import ModelUnusable, control_tokens, hidden_states, load_model, score
 from cellar_trainer.objectives import ObjectiveOptions
 from cellar_trainer.objectives.eh_grpo import gate_of
 from cellar_trainer.objectives.options import BASES
@@ -56,9 +57,16 @@ def examples(shapes: list[list[int]]) -> list[Example]:
     ]
 
 
+def packed(rows: list[Example]) -> list[Batch]:
+    return pack(rows, token_budget=10_000, pad_id=TOKENS.pad_id)
+
+
 def gradients(objective: ObjectiveOptions, batches: list[Batch]) -> dict[str, Tensor]:
     """Of one optimiser step."""
-    trained = learner(objective, max_grad_norm=1e9)
+    return gradients_of(learner(objective, max_grad_norm=1e9), batches)
+
+
+def gradients_of(trained: Learner, batches: list[Batch]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, parameter in trained.model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda p, name=name: found.__setitem__(name, p.grad.clone()))
@@ -123,7 +131,7 @@ def on_policy(example: Example, advantage: float) -> Example:
     """The same with the log-probabilities that the tiny model itself gives."""
     model, ids = tiny_model().double(), example.trajectory.token_ids
     inputs_BT = torch.tensor([ids])
-    logits_TV = hidden_states(model, inputs_BT, torch.ones_like(inputs_BT))[0] @ model.lm_head.weight.T
+    logits_TV = hidden_states(model, inputs_BT, torch.arange(len(ids))[None])[0] @ model.lm_head.weight.T
     logprobs = [0.0, *logits_TV[:-1].log_softmax(-1).gather(-1, inputs_BT[0, 1:, None])[:, 0].tolist()]
     segments, start = [], 0
     for segment in example.trajectory.segments:
@@ -172,3 +180,83 @@ def test_a_model_with_a_gate_is_not_trained_as_if_it_had_none() -> None:
     gated = learner(ObjectiveOptions(name="eh_grpo")).model
     with pytest.raises(ModelUnusable, match="ih_grpo would not train"):
         Learner(gated, TOKENS, ObjectiveOptions(), OptimiserOptions(), temperature=1.0)
+
+
+def tiny_learner(*, options: OptimiserOptions | None = None, **changes: Any) -> Learner:
+    return Learner(
+        tiny_model(), TOKENS, ObjectiveOptions(), options or OptimiserOptions(1e-3), temperature=1.0, **changes
+    )
+
+
+def test_activations_that_are_computed_again_give_the_same_gradients_bit_for_bit() -> None:
+    batches = packed(examples([[4, 3], [2], [1, 5, 2]]))
+    kept: list[int] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    found, sizes = [], []
+    for activation_checkpointing in (False, True):
+        trained = tiny_learner(activation_checkpointing=activation_checkpointing)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            found.append(gradients_of(trained, batches))
+        sizes.append(sum(kept))
+        kept.clear()
+
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+    assert sizes[1] < sizes[0] / 2
+
+
+def test_with_bfloat16_arithmetic_weights_gradients_and_moments_stay_float32() -> None:
+    batches = packed(examples([[4, 3], [2], [1, 5, 2]]))
+    exact, rough = (tiny_learner(compute_dtype=dtype) for dtype in ("float32", "bfloat16"))
+    inputs: set[torch.dtype] = set()
+    rough.model.model.layers[0].mlp.down_proj.register_forward_hook(lambda m, args, out: inputs.add(out.dtype))
+
+    expected, actual = gradients_of(exact, batches), gradients_of(rough, batches)
+
+    assert inputs == {torch.bfloat16}
+    assert {gradient.dtype for gradient in actual.values()} == {torch.float32}
+    for name, gradient in expected.items():
+        assert torch.nn.functional.cosine_similarity(gradient.flatten(), actual[name].flatten(), dim=0) > 0.98, name
+        assert not torch.equal(gradient, actual[name])
+    moments = rough.state_dict()["optimiser"]["state"].values()
+    assert {value.dtype for state in moments for value in state.values()} == {torch.float32}
+    assert rough.score([3, 1, 4]) == pytest.approx(exact.score([3, 1, 4]), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "learning_rate", "warns"),
+    [("bfloat16", 1e-6, True), ("float16", 1e-6, True), ("bfloat16", 1e-3, False), ("float32", 1e-9, False)],
+)
+def test_updates_that_half_precision_weights_would_lose_are_warned_of(
+    dtype: str, learning_rate: float, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model().to(getattr(torch, dtype))
+    Learner(model, TOKENS, ObjectiveOptions(), OptimiserOptions(learning_rate), temperature=1.0)
+    assert ("are rounded away" in caplog.text) is warns
+
+
+def test_a_step_below_what_was_warned_of_is_indeed_lost() -> None:
+    weight = torch.full((), TYPICAL_WEIGHT, dtype=torch.bfloat16)
+    assert torch.equal(weight - 0.2 * TYPICAL_WEIGHT * torch.finfo(torch.bfloat16).eps, weight)
+    assert not torch.equal(weight - 2 * TYPICAL_WEIGHT * torch.finfo(torch.bfloat16).eps, weight)
+
+
+def test_scores_are_the_log_probabilities_of_the_model() -> None:
+    trained, ids = tiny_learner(), [3, TOKENS.trigger_id, 4, 1]
+    assert trained.score(ids) == pytest.approx(score(tiny_model(), ids), abs=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_saved_and_what_is_handed_out_is_the_model(tmp_path: Path, tied: bool) -> None:
+    trained = Learner(tiny_model(tied=tied), TOKENS, ObjectiveOptions(), OptimiserOptions(1e-3), temperature=1.0)
+    trained.learn(packed(examples([[4, 3], [2]])))
+    trained.save_model(tmp_path)
+    loaded = load_model(tmp_path, dtype="float32", device="cpu")
+    weights = dict(trained.weights())
+    assert weights.keys() == dict(loaded.named_parameters()).keys()
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in weights.items())
+    assert not any(weight.requires_grad for weight in weights.values())

@@ -1,6 +1,7 @@
 """The policy in this process: exact log-probabilities, the same samples for the same seed."""
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
@@ -71,10 +72,34 @@ def test_it_samples_with_what_was_loaded_not_with_what_the_model_became() -> Non
         for weight in model.parameters():
             weight.neg_()
     assert generate(Sampling(8, seed=0), policy) == before
-    policy.load(model, 5)
+    policy.load(model.named_parameters(), 5)
     after = generate(Sampling(8, seed=0), policy)
     assert after.logprobs != before.logprobs
     assert (before.policy_versions[0], after.policy_versions[0]) == (4, 5)
+
+
+def test_weights_that_come_while_it_samples_hold_from_the_next_token_on() -> None:
+    model, other = tiny_model(seed=1, context=64), tiny_model(seed=2, context=64)
+    passes = iter(range(1000))
+
+    def load_in_the_fourth(module: Any, arguments: Any, outputs: Any) -> None:
+        if next(passes) == 3:
+            policy.load(other.named_parameters(), 5)
+
+    model.model.norm.register_forward_hook(load_in_the_fourth)
+    policy = LocalPolicy(model, version=4)
+    sampled = asyncio.run(policy.generate(PROMPT, Sampling(12, seed=0)))
+
+    assert sampled.policy_versions == (4,) * 4 + (5,) * 8
+    old, new = (score(each, (*PROMPT, *sampled.token_ids))[len(PROMPT) - 1 :] for each in (model, other))
+    assert sampled.logprobs == pytest.approx([*old[:4], *new[4:]], abs=1e-5)
+
+
+def test_weights_of_another_model_are_refused_and_change_nothing() -> None:
+    policy = LocalPolicy(MODEL)
+    with pytest.raises(ValueError, match=r"not this model's weights: model\.norm\.weight"):
+        policy.load([(n, w + 1) for n, w in MODEL.named_parameters() if n != "model.norm.weight"], 1)
+    assert generate(Sampling(4, seed=0), policy) == generate(Sampling(4, seed=0))
 
 
 def test_more_tokens_than_the_model_can_see_are_refused() -> None:

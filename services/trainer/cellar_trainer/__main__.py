@@ -1,0 +1,5 @@
+"""`python -m cellar_trainer`, as torchrun starts it."""
+
+from cellar_trainer.cli import main
+
+main()
