@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from cellar_client.errors import CellarError
-from cellar_client.schemas import CellError, Run
+from cellar_client.operation import Operation
+from cellar_client.schemas import CellError, CreateSession, QueueCells, Run, RunRequest
+from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.types import Completion, FinishReason, Sampling
 from tests.tiny_model import EOS, TRIGGER
 
@@ -17,19 +18,21 @@ from tests.tiny_model import EOS, TRIGGER
 class ScriptedPolicy:
     """Answers the n-th request with the n-th text; what does not end with a stop token was cut by its length.
 
-    Keeps what it was asked, and raises a text that is an exception. Log-probabilities are made up, but all different.
+    Keeps what it was asked. Raises a text that is an exception, and waits for one that is an event, which is then no
+    answer. Log-probabilities are made up, but all different.
     """
 
-    def __init__(self, tokenizer: Any, turns: Sequence[str | Exception], *, delay_s: float = 0.0) -> None:
+    def __init__(self, tokenizer: Any, turns: Sequence[str | Exception | asyncio.Event]) -> None:
         self.asked: list[tuple[list[int], Sampling]] = []
         self._tokenizer = tokenizer
         self._turns = list(turns)
-        self._delay_s = delay_s
 
     async def generate(self, token_ids: Sequence[int], sampling: Sampling) -> Completion:
         turn = self._turns[len(self.asked)]
         self.asked.append((list(token_ids), sampling))
-        await asyncio.sleep(self._delay_s)
+        if isinstance(turn, asyncio.Event):
+            await turn.wait()
+            turn = PolicyUnavailable("no answer")
         if isinstance(turn, Exception):
             raise turn
         return scripted_completion(self._tokenizer, turn, sampling, base=10 * len(self.asked))
@@ -38,14 +41,16 @@ class ScriptedPolicy:
         pass
 
 
-def scripted_completion(tokenizer: Any, text: str, sampling: Sampling, *, base: int = 0) -> Completion:
+def scripted_completion(
+    tokenizer: Any, text: str, sampling: Sampling, *, base: int = 0, version: int = 3
+) -> Completion:
     ids = tuple(tokenizer.encode(text, add_special_tokens=False))[: sampling.max_tokens]
     stopped = ids[-1] in sampling.stop_token_ids
     return Completion(
         token_ids=ids,
         logprobs=tuple(-(base + i) / 100 for i in range(len(ids))),
         trigger_logprobs=tuple(-(base + i) / 10 for i in range(len(ids))),
-        policy_versions=(3,) * len(ids),
+        policy_versions=(version,) * len(ids),
         finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
         stop_token_id=ids[-1] if stopped else None,
     )
@@ -53,14 +58,13 @@ def scripted_completion(tokenizer: Any, text: str, sampling: Sampling, *, base: 
 
 @dataclass
 class InProcessSession:
+    """Cells that share their names, in this process."""
+
     pending: list[str] = field(default_factory=list)
     names: dict[str, Any] = field(default_factory=dict)
     runs: int = 0
 
-    async def queue_all(self, codes: list[str]) -> None:
-        self.pending += codes
-
-    async def run(self, *, timeout_s: float) -> Run:
+    async def run(self) -> Run:
         self.runs += 1
         code, self.pending = self.pending, []
         printed, error = io.StringIO(), None
@@ -85,22 +89,49 @@ class InProcessSession:
 
 @dataclass
 class InProcessCellar:
-    """What a rollout uses of `AsyncCellar`, for tests that are not about isolation."""
+    """What a notebook uses of `AsyncCellar`, for tests that are not about isolation."""
 
     opened: list[dict[str, Any]] = field(default_factory=list)
+    """What was asked for, for each session."""
     closed: int = 0
+    requests: int = 0
     failure: CellarError | None = None
+    """What every request is refused with."""
     make: Callable[[], InProcessSession] = InProcessSession
+    sessions: dict[str, InProcessSession] = field(default_factory=dict)
 
-    @asynccontextmanager
-    async def session(self, **asked: Any) -> AsyncIterator[InProcessSession]:
+    async def send(self, operation: Operation[Any]) -> Any:
+        self.requests += 1
+        return await self._do(operation)
+
+    async def batch(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+        self.requests += 1
+        results: list[Any] = []
+        for operation in operations:
+            try:
+                results.append(await self._do(operation))
+            except CellarError as error:
+                results.append(error)
+        return results
+
+    async def delete_session(self, session_id: str) -> None:
+        self.closed += self.sessions.pop(session_id, None) is not None
+
+    async def _do(self, operation: Operation[Any]) -> Any:
         if self.failure is not None:
             raise self.failure
-        self.opened.append(asked)
-        try:
-            yield self.make()
-        finally:
-            self.closed += 1
+        body = cast(Any, operation.body)
+        if isinstance(body, CreateSession):
+            self.opened.append(body.model_dump(exclude_defaults=True, exclude={"session_id"}))
+            self.sessions[cast(str, body.session_id)] = self.make()
+            return None
+        session = self.sessions[cast(str, operation.session_id)]
+        session.pending += [cell.code for cell in body.cells or ()] if isinstance(body, QueueCells) else _code(body)
+        return await session.run() if isinstance(body, RunRequest) else None
+
+
+def _code(body: RunRequest) -> list[str]:
+    return [] if body.code is None else [body.code]
 
 
 def call(*blocks: str) -> str:

@@ -1,8 +1,9 @@
 r"""What a sampled turn says: its code blocks, its answer, and whether it was cut up for show. Pure, text in, value out.
 
-The semantics are those of IH-GRPO's reference code, with three departures: the answer must stand in the model's own
-words, not inside a block; when the last `\boxed{` is not closed, the last closed one counts; and "```pycon" or
-"```python3" does not open a Python block.
+The semantics are those of IH-GRPO's reference code, with these departures: the answer must stand in the model's own
+words, not inside a block; when the last `\boxed{` is not closed, the last closed one counts, and one that is never
+closed is no answer; "```pycon" or "```python3" does not open a Python block; and a block that is one bare expression
+adds something (the reference takes it for a `print`, so that deferring `x = 2`, then `x + 1`, would not count).
 """
 
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 _BLOCK = re.compile(r"```(?:python|py)(?=\s)(.*?)```", re.DOTALL)
 _BRACE = re.compile(r"\\?\\boxed\{|\\.|[{}]", re.DOTALL)
-_ONLY_SHOWS = re.compile(r"(?:print|display|pprint(?:\.pprint)?)\s*\(")
+_ONLY_SHOWS = re.compile(r"(?:print|display|pprint(?:\.pprint)?)\(")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,5 +62,6 @@ def _adds_nothing(lines: set[str], earlier: set[str]) -> bool:
 
 
 def _logic_lines(block: str) -> set[str]:
-    lines = (line.partition("#")[0].strip() for line in block.splitlines())
+    """Without comments, and without white space anywhere."""
+    lines = ("".join(line.partition("#")[0].split()) for line in block.splitlines())
     return {line for line in lines if line and not _ONLY_SHOWS.match(line)}

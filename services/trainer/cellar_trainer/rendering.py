@@ -1,6 +1,11 @@
 """Text into token ids at the two places where text enters a trajectory: the prompt, and the observation of a run.
 
 What the model sampled is never encoded again; what a cell printed is encoded so that it cannot become a control token.
+
+Prompt and observation have the form of IH-GRPO's reference code; the prompt says in words of its own what the
+reference's says. Departures: white space at the end of the output is left out; the limit on an observation's tokens
+cuts the output, never the frame around it; a run that was out of memory or killed is not called a timeout; and a
+warning does not hide a result (`warnings_hide_output`).
 """
 
 import re
@@ -69,9 +74,17 @@ class RenderingOptions:
     """Passed to the chat template, for models that know it."""
     observation_chars: int = 512
     """Longest output shown: more keeps its head and its tail, with a notice between them."""
+    observation_notice: str = "\n..._This content has been truncated to stay below {limit} characters_...\n"
+    """`{limit}` is replaced by `observation_chars`."""
+    output_of_failed: bool = False
+    """Show what a failing run printed, before the line that says how it failed; the reference shows that line alone."""
+    warnings_hide_output: bool = False
+    """Show the last line that a run wrote to stderr, if any, and nothing else, as the reference does. Otherwise stderr
+    is never shown."""
     observation_tokens: int = 256
     """Longest observation; the output is cut at its end, the frame around it never."""
     observation: str = "\nCode execution result: {output}\n</tool_call>\n"
+    """What a run is answered with; `{output}` is replaced by what it shows."""
 
 
 class Renderer:
@@ -110,9 +123,20 @@ class Renderer:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     def _shown(self, run: Run) -> str:
-        """What a notebook would show, except stderr: a warning must not hide a result."""
-        parts = (run.stdout.rstrip(), run.result, _ending(run))
-        return _cut("\n".join(part for part in parts if part), self._options.observation_chars)
+        printed: tuple[str | None, ...] = (run.stdout.rstrip(), run.result)
+        ending = _ending(run)
+        if self._options.warnings_hide_output and not ending and run.stderr.strip():
+            printed, ending = (), run.stderr.rstrip().splitlines()[-1]
+        elif ending and not self._options.output_of_failed:
+            printed = ()
+        return self._cut("\n".join(part for part in (*printed, ending) if part))
+
+    def _cut(self, text: str) -> str:
+        limit = self._options.observation_chars
+        if len(text) <= limit:
+            return text
+        notice = self._options.observation_notice.replace("{limit}", str(limit))
+        return text[: limit // 2] + notice + text[len(text) - (limit - limit // 2) :]
 
     def _encode_printed(self, text: str) -> list[int]:
         """Encode text that a cell chose, so that it holds no control token whatever it spells.
@@ -133,10 +157,3 @@ def _ending(run: Run) -> str:
     if run.error is not None and run.status == "error":
         return (run.error.traceback.strip() or f"{run.error.type}: {run.error.message}").splitlines()[-1]
     return _ENDINGS.get(run.status, "")
-
-
-def _cut(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    head, tail = text[: limit // 2], text[len(text) - (limit - limit // 2) :]
-    return f"{head}\n... [{len(text) - limit} characters left out] ...\n{tail}"

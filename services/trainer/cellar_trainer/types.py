@@ -29,6 +29,8 @@ class StopReason(StrEnum):
     """A turn that ended with neither an answer nor a run of at least one cell."""
     MAX_RUNS = "max_runs"
     """The model asked for a run after its last one was used up."""
+    MAX_TURNS = "max_turns"
+    """The run of the last turn was shown, and there is no turn left to make use of it."""
     MAX_TOKENS = "max_tokens"
     """The turn or the whole context ran out of tokens."""
     DEADLINE = "deadline"
@@ -76,6 +78,10 @@ class Trajectory:
     stop_reason: StopReason | None = None
     answer: str | None = None
     """The final answer as the model gave it, not yet compared with anything."""
+    correct: bool | None = None
+    """Whether the answer was right, before any shaping of the reward."""
+    grade: str | None = None
+    """How it was graded: one of `rewards.Outcome`."""
     reward: float | None = None
     runs: int = 0
     cells: int = 0

@@ -86,6 +86,7 @@ TRIVIAL = {
     "an empty one": block("x = 1") + " and " + block(""),
     "a later one only prints": block("x = 1") + " and " + block("print(x)\npprint(x)  # look"),
     "a later one repeats": block("x = 1\ny = 2") + " and " + block("y = 2  # again"),
+    "a later one repeats, spaced otherwise": block("x = 1\ny = 2") + " and " + block("x=1"),
     "a later one starts over": block("x = 1") + " and " + block("x = 1\ny = 2"),
 }
 
@@ -99,6 +100,7 @@ def test_blocks_that_are_one_block_cut_up_are_a_trivial_split(text: str) -> None
     "text",
     [
         block("x = 1") + " then " + block("y = x + 1"),
+        block("x = 1") + " then " + block("x + 1"),
         block("print(1)") + " then " + block("print(2)"),
         block("print(1)") + " then " + block("x = 1"),
         block("x = 1"),

@@ -70,9 +70,9 @@ SILENT = CellError(type="Exit", message="bye", traceback="")
         (run(result="42"), "42"),
         (run("10\n", result="42"), "10\n42"),
         (run(), ""),
-        (run("10\n", status="error", error=DIVISION), "10\nZeroDivisionError: division by zero"),
+        (run("10\n", status="error", error=DIVISION), "ZeroDivisionError: division by zero"),
         (run(status="error", error=SILENT), "Exit: bye"),
-        (run("so far\n", status="timeout"), "so far\ninterpreter timeout"),
+        (run("so far\n", status="timeout"), "interpreter timeout"),
         (run(status="oom"), "interpreter out of memory"),
         (run(status="killed"), "interpreter killed"),
         (run(status="lost"), "interpreter lost"),
@@ -82,14 +82,31 @@ def test_an_observation_shows_what_a_notebook_would(outcome: Run, text: str) -> 
     assert shown(outcome) == text
 
 
+def test_what_a_failing_run_printed_is_shown_when_wanted() -> None:
+    failed = run("10\n", status="error", error=DIVISION)
+    assert shown(failed, output_of_failed=True) == "10\nZeroDivisionError: division by zero"
+    assert shown(run("so far\n", status="timeout"), output_of_failed=True) == "so far\ninterpreter timeout"
+
+
+def test_a_warning_hides_the_output_when_wanted() -> None:
+    assert shown(run("10\n"), warnings_hide_output=True) == "a warning"
+    assert (
+        shown(run("10\n", status="error", error=DIVISION), warnings_hide_output=True)
+        == DIVISION.traceback.split("\n")[1]
+    )
+
+
 def test_long_output_keeps_its_head_and_its_tail() -> None:
     text = shown(run("a" * 600 + "b" * 600), observation_chars=100)
+    notice = "\n..._This content has been truncated to stay below 100 characters_...\n"
 
-    assert text == "a" * 50 + "\n... [1100 characters left out] ...\n" + "b" * 50
+    assert text == "a" * 50 + notice + "b" * 50
+    assert shown(run("abcdef"), observation_chars=4, observation_notice="<{limit}>") == "ab<4>ef"
 
 
 def test_the_error_survives_long_output() -> None:
-    assert shown(run("x" * 5000, status="error", error=DIVISION)).endswith("ZeroDivisionError: division by zero")
+    failed = run("x" * 5000, status="error", error=DIVISION)
+    assert shown(failed, output_of_failed=True).endswith("ZeroDivisionError: division by zero")
 
 
 def test_the_default_frame_is_the_reference_format() -> None:

@@ -1,18 +1,19 @@
 """The rollout's rules, with a policy that says what it is told."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from cellar_client.errors import CellarError
+from cellar_client.schemas import Run
 from cellar_trainer.model import control_tokens
 from cellar_trainer.parsing import ParsedTurn
 from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.rendering import Renderer, RenderingOptions
 from cellar_trainer.rollout import RolloutFailed, RolloutOptions, derive_seed, rollout, verdict
 from cellar_trainer.types import Completion, FinishReason, Sampling, SegmentKind, StopReason, Task, Trajectory
-from tests.scripted import InProcessCellar, ScriptedPolicy, answer, call
+from tests.scripted import InProcessCellar, InProcessSession, ScriptedPolicy, answer, call
 from tests.tiny_model import EOS, TRIGGER, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -28,11 +29,15 @@ def options(max_turn_tokens: int = 400, **changes: Any) -> RolloutOptions:
 
 
 async def play(
-    *turns: str | Exception, cellar: InProcessCellar | None = None, delay_s: float = 0.0, **changes: Any
+    *turns: str | Exception | asyncio.Event,
+    cellar: InProcessCellar | None = None,
+    oldest_version: int = 0,
+    **changes: Any,
 ) -> tuple[Trajectory, ScriptedPolicy]:
-    policy = ScriptedPolicy(TOKENIZER, turns, delay_s=delay_s)
-    executor: Any = cellar or InProcessCellar()
-    return await rollout(TASK, policy, executor, RENDERER, options(**changes), seed=7), policy
+    policy, chosen = ScriptedPolicy(TOKENIZER, turns), options(**changes)
+    async with chosen.notebook(cast(Any, cellar or InProcessCellar()), seed=7) as notebook:
+        trajectory = await rollout(TASK, policy, notebook, RENDERER, chosen, seed=7, oldest_version=oldest_version)
+    return trajectory, policy
 
 
 def text(trajectory: Trajectory, kind: SegmentKind) -> list[str]:
@@ -85,6 +90,9 @@ async def test_a_trivial_split_is_not_counted_as_deferral() -> None:
     trajectory, _ = await play(split, answer("1"))
     assert (trajectory.cells, trajectory.runs, trajectory.deferred_cells) == (2, 1, 0)
 
+    trajectory, _ = await play(split, answer("1"), split_check=False)
+    assert trajectory.deferred_cells == 1
+
 
 @pytest.mark.parametrize("turn", ["No answer." + EOS, "No block." + TRIGGER, "```python\nx = 1\n```" + EOS])
 async def test_a_turn_with_neither_an_answer_nor_a_run_of_a_cell_is_void(turn: str) -> None:
@@ -93,9 +101,38 @@ async def test_a_turn_with_neither_an_answer_nor_a_run_of_a_cell_is_void(turn: s
     assert trajectory.answer is None
 
 
-async def test_cells_after_the_last_run_are_queued_and_never_run() -> None:
-    trajectory, _ = await play(call("x = 1"), "```python\nx = 2\n```\n" + answer("1"))
-    assert (trajectory.cells, trajectory.unrun_cells, trajectory.runs) == (2, 1, 1)
+async def test_blocks_after_the_last_run_are_counted_and_never_run() -> None:
+    cellar = InProcessCellar()
+    trajectory, _ = await play("```python\nx = 2\n```\n" + answer("1"), cellar=cellar)
+    assert (trajectory.cells, trajectory.unrun_cells, trajectory.runs) == (1, 1, 0)
+    assert cellar.requests == 0, "there is nothing to ask the executor for"
+
+
+async def test_the_run_of_the_last_turn_is_made_and_no_turn_follows_it() -> None:
+    trajectory, policy = await play(call("x = 1"), call("print(x)"), max_turns=2)
+    assert (trajectory.stop_reason, trajectory.runs, len(policy.asked)) == (StopReason.MAX_TURNS, 2, 2)
+    assert trajectory.segments[-1].kind is SegmentKind.OBSERVATION
+
+    trajectory, _ = await play(call("x = 1"), call(r"print(r'\boxed{42}')"), max_turns=2)
+    assert (trajectory.stop_reason, trajectory.answer) == (StopReason.ANSWERED, "42")
+
+
+async def test_a_turn_that_answers_and_asks_for_a_run_is_run_unless_answers_come_first() -> None:
+    both = "```python\nx = 1\n```\n" + r"So \boxed{1}." + TRIGGER
+    trajectory, policy = await play(both, answer("2"))
+    assert (trajectory.answer, trajectory.runs, len(policy.asked)) == ("2", 1, 2)
+
+    trajectory, _ = await play(both, answer_outranks_run=True)
+    assert (trajectory.answer, trajectory.runs) == ("1", 0)
+
+
+async def test_tokens_of_weights_that_are_too_old_fail_the_rollout_at_once() -> None:
+    trajectory, _ = await play(call("x = 1"), answer("1"), oldest_version=3)
+    assert trajectory.policy_versions == (3, 3)
+
+    with pytest.raises(RolloutFailed, match="version 3, older than 4") as raised:
+        await play(call("x = 1"), oldest_version=4)
+    assert raised.value.fault == "stale"
 
 
 async def test_asking_for_one_run_too_many_ends_the_trajectory_without_it() -> None:
@@ -122,24 +159,23 @@ async def test_the_context_bounds_every_turn_and_a_full_one_ends_the_trajectory(
 
 
 async def test_a_trajectory_past_its_deadline_ends_with_what_it_has_and_its_session_is_gone() -> None:
-    cellar = InProcessCellar()
-    slow = ScriptedPolicy(TOKENIZER, [call("x = 1"), answer("1")])
-    generate = slow.generate
-
-    async def second_hangs(token_ids: Any, sampling: Sampling) -> Completion:
-        if slow.asked:
-            await asyncio.Event().wait()
-        return await generate(token_ids, sampling)
-
-    slow.generate = second_hangs  # type: ignore[method-assign]  # only this instance hangs
-    executor: Any = cellar
-    trajectory = await rollout(TASK, slow, executor, RENDERER, options(deadline_s=0.2), seed=0)
-    assert trajectory.stop_reason is StopReason.DEADLINE
-    assert trajectory.runs == 1
+    cellar, hangs = InProcessCellar(), asyncio.Event()
+    trajectory, _ = await play(call("x = 1"), hangs, cellar=cellar, deadline_s=0.1)
+    assert (trajectory.stop_reason, trajectory.runs) == (StopReason.DEADLINE, 1)
     assert (len(cellar.opened), cellar.closed) == (1, 1)
 
 
-async def test_a_session_is_made_at_the_first_block_and_deleted() -> None:
+async def test_a_run_that_never_ends_is_bounded_by_the_deadline_and_its_cells_count_as_not_run() -> None:
+    class Hanging(InProcessSession):
+        async def run(self) -> Run:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    trajectory, _ = await play(call("x = 1", "y = 2"), cellar=InProcessCellar(make=Hanging), deadline_s=0.1)
+    assert (trajectory.stop_reason, trajectory.runs, trajectory.unrun_cells) == (StopReason.DEADLINE, 0, 2)
+
+
+async def test_a_session_is_made_by_the_first_run_and_deleted() -> None:
     cellar = InProcessCellar()
     await play(answer("1"), cellar=cellar)
     assert cellar.opened == []
@@ -153,14 +189,26 @@ async def test_a_policy_that_is_not_there_fails_the_rollout_and_its_session_is_g
     cellar = InProcessCellar()
     turns: list[str | Exception] = [call("x = 1"), answer("1")]
     turns[when] = PolicyUnavailable("down")
-    with pytest.raises(RolloutFailed, match="t: PolicyUnavailable: down"):
+    with pytest.raises(RolloutFailed, match="t: PolicyUnavailable: down") as raised:
         await play(*turns, cellar=cellar)
+    assert raised.value.fault == "policy"
     assert cellar.closed == len(cellar.opened)
 
 
 async def test_an_executor_that_fails_fails_the_rollout() -> None:
-    with pytest.raises(RolloutFailed, match="no kernel"):
+    with pytest.raises(RolloutFailed, match="no kernel") as raised:
         await play(call("x = 1"), cellar=InProcessCellar(failure=CellarError("no kernel")))
+    assert raised.value.fault == "executor"
+
+
+async def test_a_run_that_the_executor_lost_fails_the_rollout() -> None:
+    class Losing(InProcessSession):
+        async def run(self) -> Run:
+            return (await super().run()).model_copy(update={"status": "lost"})
+
+    with pytest.raises(RolloutFailed, match="lost a run") as raised:
+        await play(call("x = 1"), cellar=InProcessCellar(make=Losing))
+    assert raised.value.fault == "executor"
 
 
 async def test_every_turn_has_a_seed_of_its_own_that_repeats_with_the_trajectory() -> None:
@@ -182,6 +230,7 @@ def test_seeds_depend_on_every_part_and_fit_32_bits() -> None:
     [
         (("x",), None, TRIGGER_ID, 0, None),
         (("x",), None, TRIGGER_ID, 5, StopReason.MAX_RUNS),
+        (("x",), "1", TRIGGER_ID, 0, None),
         (("x",), "1", TRIGGER_ID, 5, StopReason.ANSWERED),
         ((), "1", None, 0, StopReason.ANSWERED),
         (("x",), None, None, 0, StopReason.MAX_TOKENS),
@@ -194,4 +243,4 @@ def test_verdict(
 ) -> None:
     finish = FinishReason.LENGTH if stop_id is None else FinishReason.STOP
     completion = Completion((1,), (0.0,), (0.0,), (0,), finish, stop_id)
-    assert verdict(ParsedTurn(blocks, boxed, False), completion, runs, options()) is expected
+    assert verdict(ParsedTurn(blocks, boxed, False), completion, runs, options(max_runs=5)) is expected

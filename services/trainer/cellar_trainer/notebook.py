@@ -1,0 +1,88 @@
+"""One trajectory's notebook: a session of the executor, opened by the first run and closed when the trajectory ends.
+
+In as few requests as can be, since each costs the trainer's one thread a millisecond: a first run is one (the session
+is made, the blocks are queued, and they run), and so is a later one of a single block.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Self, cast
+from uuid import uuid4
+
+from cellar_client import AsyncCellar, calls
+from cellar_client.errors import CellarError
+from cellar_client.operation import Operation
+from cellar_client.schemas import Run
+
+CLOSE_S = 10.0
+"""Longest wait for a session to be deleted. One that is not deletes itself when it has been idle."""
+
+_log = logging.getLogger(__name__)
+
+
+class Notebook:
+    """Runs blocks one after the other, each as a cell of its own; what one defines, the later ones see.
+
+    Args:
+        seed: of the random numbers of its cells.
+        cell_timeout_s: longest time for each cell.
+        idle_ttl_s: how long the session outlives a trainer that is gone.
+        memory_mb: the executor's own limit when left out.
+        atomic: a run that fails leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        cellar: AsyncCellar,
+        *,
+        seed: int,
+        cell_timeout_s: float,
+        idle_ttl_s: float,
+        memory_mb: int | None = None,
+        atomic: bool = False,
+    ) -> None:
+        self._cellar = cellar
+        self._create: dict[str, Any] = {
+            "seed": seed,
+            "idle_ttl_s": idle_ttl_s,
+            "limits": {} if memory_mb is None else {"memory_mb": memory_mb},
+        }
+        self._run: dict[str, Any] = {"timeout_s": cell_timeout_s, "atomic": atomic}
+        self._session_id: str | None = None
+
+    async def run(self, blocks: Sequence[str]) -> Run:
+        """Run at least one block, until one fails. Raises `CellarError` when the executor failed, not the code."""
+        if self._session_id is None:
+            # An id of our own: then a session can be closed whose making was interrupted.
+            self._session_id = uuid4().hex
+            return await self._open_and_run(self._session_id, list(blocks))
+        if blocks[:-1]:
+            await self._cellar.send(calls.queue_all(self._session_id, list(blocks[:-1])))
+        return await self._cellar.send(calls.run(self._session_id, blocks[-1], **self._run))
+
+    async def _open_and_run(self, session_id: str, blocks: list[str]) -> Run:
+        steps: list[Operation[Any]] = [
+            calls.create_session(session_id=session_id, **self._create),
+            calls.queue_all(session_id, blocks),
+            calls.run(session_id, **self._run),
+        ]
+        outcomes = await self._cellar.batch(steps)
+        if isinstance(outcomes[0], CellarError):  # then nothing was done, and may be done when there is room again
+            outcomes = [await self._cellar.send(step) for step in steps]
+        for outcome in outcomes:
+            if isinstance(outcome, CellarError):
+                raise outcome
+        return cast(Run, outcomes[-1])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session_id is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._cellar.delete_session(self._session_id)
+        except (CellarError, TimeoutError) as failure:
+            _log.warning("session %s was not deleted: %r", self._session_id, failure)

@@ -1,0 +1,90 @@
+"""How a notebook talks to the executor: in few requests, with patience when there is no room, and never for ever."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from cellar_client.errors import CellarError
+from cellar_client.operation import Operation
+from cellar_trainer import notebook as notebook_module
+from cellar_trainer.notebook import Notebook
+from tests.scripted import InProcessCellar
+
+
+def notebook(cellar: InProcessCellar, **changes: Any) -> Notebook:
+    return Notebook(cast(Any, cellar), seed=1, cell_timeout_s=1.0, idle_ttl_s=9.0, **changes)
+
+
+async def test_blocks_share_their_names_over_runs_and_runs_cost_few_requests() -> None:
+    cellar = InProcessCellar()
+    async with notebook(cellar) as opened:
+        assert (await opened.run(["x = 1", "print(x)"])).stdout == "1\n"
+        assert cellar.requests == 1
+        assert (await opened.run(["print(x + 1)"])).stdout == "2\n"
+        assert cellar.requests == 2
+        assert (await opened.run(["x = 5", "y = 6", "print(x * y)"])).stdout == "30\n"
+        assert cellar.requests == 4
+    assert cellar.closed == 1
+
+
+async def test_a_notebook_that_ran_nothing_asks_for_nothing() -> None:
+    cellar = InProcessCellar()
+    async with notebook(cellar):
+        pass
+    assert cellar.requests == 0
+
+
+async def test_a_session_that_there_is_no_room_for_is_waited_for_as_the_client_does() -> None:
+    class Full(InProcessCellar):
+        async def batch(self, operations: Any) -> list[Any]:
+            return [CellarError("too many sessions")] * len(operations)
+
+    cellar = Full()
+    async with notebook(cellar) as opened:
+        assert (await opened.run(["x = 1", "print(x)"])).stdout == "1\n"
+    assert len(cellar.opened) == cellar.closed == 1
+
+
+@pytest.mark.parametrize("step", [1, 2])
+async def test_what_is_refused_in_a_session_is_not_done_twice(step: int) -> None:
+    class Refusing(InProcessCellar):
+        async def batch(self, operations: Any) -> list[Any]:
+            results = await super().batch(operations)
+            results[step] = CellarError("no")
+            return results
+
+    cellar = Refusing()
+    with pytest.raises(CellarError, match="no"):
+        async with notebook(cellar) as opened:
+            await opened.run(["x = 1"])
+    assert cellar.requests == 1
+    assert cellar.closed == 1
+
+
+async def test_a_session_that_cannot_be_deleted_holds_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stuck(InProcessCellar):
+        async def delete_session(self, session_id: str) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(notebook_module, "CLOSE_S", 0.01)
+    async with asyncio.timeout(5), notebook(Stuck()) as opened:
+        await opened.run(["x = 1"])
+    assert "was not deleted" in caplog.text
+
+
+async def test_a_session_whose_making_was_interrupted_is_deleted() -> None:
+    class Slow(InProcessCellar):
+        async def batch(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+            await self._do(operations[0])
+            await asyncio.Event().wait()
+            return []
+
+    cellar = Slow()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01), notebook(cellar) as opened:
+            await opened.run(["x = 1"])
+    assert cellar.closed == 1
