@@ -13,9 +13,13 @@ from typing import Literal, Self
 
 Outcome = Literal["correct", "wrong", "no_answer", "unparsed", "timeout"]
 
+MAX_ANSWER_CHARS = 4_000
+"""What is longer is no answer: the longest ground truth of the usual sets has 200, and parsing takes its square."""
+
 _CHILD = Path(__file__).with_name("grading_child.py")
 _START_TIMEOUT_S = 120.0
 _ORPHAN_GRACE_S = 10
+_ATTEMPTS = 2
 
 
 class GraderUnavailable(Exception):
@@ -26,7 +30,7 @@ class GraderUnavailable(Exception):
 class Grade:
     correct: bool
     outcome: Outcome
-    """"unparsed" also when the comparison broke its process; "timeout" when it was killed."""
+    """"unparsed" also when the answer is too long, or broke its process twice; "timeout" when it was killed."""
 
 
 class Grader:
@@ -53,7 +57,13 @@ class Grader:
 
     async def grade(self, answer: str | None, expected: str) -> Grade:
         """Whether `answer` is mathematically equal to `expected`. Raises `GraderUnavailable`."""
-        outcome: Outcome = "no_answer" if answer is None else await self._compare(answer, expected)
+        outcome: Outcome
+        if answer is None:
+            outcome = "no_answer"
+        elif len(answer) > MAX_ANSWER_CHARS:
+            outcome = "unparsed"
+        else:
+            outcome = await self._compare(answer, expected)
         self.counts[outcome] += 1
         return Grade(outcome == "correct", outcome)
 
@@ -73,28 +83,39 @@ class _Worker:
         self._process: Process | None = None
 
     async def compare(self, answer: str, expected: str) -> Outcome:
-        process = self._process or await self.start()
-        outcome: Outcome | None = None
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                outcome = await _ask(process, answer, expected)
-        except TimeoutError:
-            return "timeout"
-        finally:
-            if outcome is None:
-                await self.stop()
-        return outcome or "unparsed"
+        """A child that dies may have died of something else, so an answer is at fault only if it ends a second one."""
+        for _ in range(_ATTEMPTS):
+            process = self._process or await self.start()
+            outcome: Outcome | None = None
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    outcome = await _ask(process, answer, expected)
+            except TimeoutError:
+                return "timeout"
+            finally:
+                if outcome is None:
+                    await self.stop()
+            if outcome is not None:
+                return outcome
+        return "unparsed"
 
     async def start(self) -> Process:
         give_up_s = math.ceil(self._timeout_s) + _ORPHAN_GRACE_S
         # Isolated and with an empty environment: what is compared was written by the model.
-        self._process = await asyncio.create_subprocess_exec(
+        self._process = process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", str(_CHILD), str(give_up_s), stdin=PIPE, stdout=PIPE, env={}
         )
-        async with asyncio.timeout(_START_TIMEOUT_S):
-            if await _stdout(self._process).readline() != b"ready\n":
-                raise GraderUnavailable("the grading process ended at once; its error is on stderr")
-        return self._process
+        ready = b""
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_START_TIMEOUT_S):
+                    ready = await _stdout(process).readline()
+        finally:
+            if ready != b"ready\n":
+                await self.stop()
+        if ready != b"ready\n":
+            raise GraderUnavailable("the grading process does not start; its error is on stderr")
+        return process
 
     async def stop(self) -> None:
         process, self._process = self._process, None

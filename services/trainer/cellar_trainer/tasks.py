@@ -2,14 +2,17 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow
 import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cellar_trainer import hub
 from cellar_trainer.types import Task
 
 _log = logging.getLogger(__name__)
@@ -17,8 +20,17 @@ _log = logging.getLogger(__name__)
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    path: str
+    """Problems to train on: a .parquet or .jsonl file, a folder of them, or a data set on the Hugging Face hub:
+    hf://datasets/ORG/NAME[@REVISION][/path/in/repo]."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Only the first so many."""
+
+
 class TaskFileError(ValueError):
-    """A problem file that cannot be read; the message names the file and the row."""
+    """Problems that cannot be read; the message names the file and the row."""
 
 
 class _Row(BaseModel):
@@ -55,27 +67,55 @@ class _ChatRow(_Row):
 _COLUMNS = [*_PlainRow.model_fields, *_ChatRow.model_fields]
 
 
-def load_tasks(path: Path, *, limit: int | None = None) -> list[Task]:
-    """Read the first `limit` problems of a .parquet or .jsonl file.
+def load_tasks(path: str | Path, *, limit: int | None = None) -> list[Task]:
+    """Read the first `limit` problems of a file, of a folder's files by name, or of a data set on the hub.
 
     A row has either `problem` and `answer` (and perhaps `id` and `source`), or `prompt` (a list of one message) and
     `reward_model.ground_truth`. A row without an id is called "<file>:<row>": a data set's own index repeats between
-    files. A problem without an answer is left out with a warning, since published training sets have some. Raises
-    `TaskFileError` naming the first bad row, counted from 1, and `OSError` when there is no such file.
+    files. Problems without an answer are left out and counted in a warning, since published training sets have some.
+    Raises `TaskFileError`, which names the first bad row, counted from 1, and `OSError` when there is no such file.
     """
-    readers: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {".parquet": _parquet_rows, ".jsonl": _json_rows}
-    if path.suffix not in readers:
-        raise TaskFileError(f"{path}: expected one of {', '.join(readers)}, not {path.suffix or 'no suffix'!r}")
-    tasks = (_task(path, number, row) for number, row in readers[path.suffix](path))
-    return list(islice(_answered(path, tasks), limit))
+    return list(islice((task for file in task_files(path) for task in _answered(file)), limit))
 
 
-def _answered(path: Path, tasks: Iterable[Task]) -> Iterator[Task]:
-    for task in tasks:
-        if task.answer.strip():
-            yield task
-        else:
-            _log.warning("%s: task %s has no answer and is left out", path, task.task_id)
+def task_files(path: str | Path) -> list[Path]:
+    """The files that a path or a hub name stands for. Raises `TaskFileError`."""
+    if isinstance(path, str) and path.startswith(hub.SCHEME):
+        try:
+            return hub.fetch(path, tuple(_READERS))
+        except hub.HubError as error:
+            raise TaskFileError(str(error)) from error
+    place = Path(path)
+    if not place.is_dir():
+        return [place]
+    files = sorted(file for file in place.iterdir() if file.suffix in _READERS)
+    if not files:
+        raise TaskFileError(f"{place}: the folder holds no {' or '.join(_READERS)} file")
+    return files
+
+
+def _answered(path: Path) -> Iterator[Task]:
+    left_out = []
+    try:
+        for number, row in _rows(path):
+            task = _task(path, number, row)
+            if task.answer.strip():
+                yield task
+            else:
+                left_out.append(number)
+    finally:  # also when no more rows are wanted
+        if left_out:
+            shown = ", ".join(map(str, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
+            _log.warning("%s: left out, as there is no answer: %d, row %s", path, len(left_out), shown)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if path.suffix not in _READERS:
+        raise TaskFileError(f"{path}: expected one of {', '.join(_READERS)}, not {path.suffix or 'no suffix'!r}")
+    try:
+        yield from _READERS[path.suffix](path)
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
+        raise TaskFileError(f"{path}: not a {path.suffix} file: {error}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -93,6 +133,9 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, json.loads(line)
                 except json.JSONDecodeError as error:
                     raise TaskFileError(f"{path}: row {number}: not JSON: {error}") from error
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {".parquet": _parquet_rows, ".jsonl": _json_rows}
 
 
 def _task(path: Path, number: int, row: Any) -> Task:

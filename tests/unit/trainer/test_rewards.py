@@ -96,14 +96,49 @@ async def test_a_grade_that_is_given_up_leaves_no_answer_behind_for_the_next(gra
     assert (await grader.grade("1", "1")).correct
 
 
-async def test_a_child_that_dies_is_replaced(grader: Grader) -> None:
+async def test_a_child_that_dies_of_something_else_does_not_make_an_answer_wrong(grader: Grader) -> None:
     process = grader._workers[0]._process
     assert process is not None
     process.kill()
     await process.wait()
 
-    assert await grader.grade("1", "1") == Grade(False, "unparsed")
     assert await grader.grade("1", "1") == Grade(True, "correct")
+
+
+async def test_an_answer_that_ends_two_children_is_at_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fragile = tmp_path / "child.py"
+    fragile.write_text(
+        "import sys\nprint('ready', flush=True)\nopen(sys.argv[0] + '.starts', 'a').write('x')\n"
+        "for line in sys.stdin:\n    sys.exit() if 'bomb' in line else print('\"correct\"', flush=True)"
+    )
+    monkeypatch.setattr(rewards, "_CHILD", fragile)
+    async with Grader(timeout_s=20) as grader:
+        assert await grader.grade("bomb", "1") == Grade(False, "unparsed")
+        assert await grader.grade("1", "1") == Grade(True, "correct")
+    assert (tmp_path / "child.py.starts").read_text() == "xxx"
+
+
+HOSTILE = {
+    "deep parentheses": "(" * 1900 + "1" + ")" * 1900,
+    "nested boxes": r"\boxed{" * 400 + "2" + "}" * 400,
+    "null bytes": "1\x00",
+    "half a surrogate pair": "\ud800",
+    "a request of its own": '"]\n["1", "1"]',
+    "code": "__import__('os').abort()",
+    "a power tower": "9**9**9**9",
+    "a factorial of a factorial": "(((10!)!)!)",
+    "too long": "1+" * rewards.MAX_ANSWER_CHARS + "1",
+    "out of its box": r"2}\boxed{3",
+}
+
+
+async def test_hostile_answers_are_never_correct_and_break_nothing() -> None:
+    async with Grader(workers=2, timeout_s=1.0) as grader:
+        grades = await asyncio.gather(*(grader.grade(answer, "1") for answer in HOSTILE.values()))
+        assert await grader.grade(" 1 ", "1") == Grade(True, "correct")
+
+    assert [name for name, grade in zip(HOSTILE, grades, strict=True) if grade.correct] == []
+    assert grader.counts.total() == len(HOSTILE) + 1
 
 
 def test_a_child_that_is_stuck_ends_by_itself_when_its_parent_is_gone() -> None:
@@ -119,7 +154,7 @@ async def test_the_child_has_a_memory_limit_and_none_of_our_environment(grader: 
     process = grader._workers[0]._process
     assert process is not None
     with open(f"/proc/{process.pid}/limits") as limits, open(f"/proc/{process.pid}/environ") as environment:  # noqa: ASYNC230
-        assert f"Max address space         {4 * 2**30} " in limits.read()
+        assert f"Max address space         {2**30} " in limits.read()
         assert environment.read() == ""
 
 
@@ -137,5 +172,8 @@ async def test_a_grader_that_cannot_start_is_a_fault_and_not_a_wrong_answer(
     broken.write_text("raise SystemExit(1)")
     monkeypatch.setattr(rewards, "_CHILD", broken)
 
+    grader = Grader()
     with pytest.raises(GraderUnavailable):
-        await Grader().__aenter__()
+        await grader.__aenter__()
+    with pytest.raises(GraderUnavailable):  # and so is every grade after it
+        await grader._workers[0].compare("1", "1")

@@ -45,11 +45,33 @@ def test_parquet(tmp_path: Path) -> None:
     assert len(load_tasks(path, limit=1)) == 1
 
 
-def test_a_problem_without_an_answer_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = jsonl(tmp_path, '{"problem": "a", "answer": " "}', '{"problem": "b", "answer": "1"}')
+def test_problems_without_an_answer_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = jsonl(tmp_path, *['{"problem": "a", "answer": " "}'] * 6, *['{"problem": "b", "answer": "1"}'] * 2)
 
     assert [task.problem for task in load_tasks(path, limit=1)] == ["b"]
-    assert "set:1 has no answer" in caplog.text
+    assert "set.jsonl: left out, as there is no answer: 6, row 1, 2, 3, 4, 5, ..." in caplog.text
+
+
+def test_a_folder_stands_for_its_files_by_name(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        jsonl(tmp_path, f'{{"problem": "{name}", "answer": "1"}}').rename(tmp_path / f"{name}.jsonl")
+    (tmp_path / "README.md").write_text("not problems")
+
+    assert [task.task_id for task in load_tasks(str(tmp_path))] == ["a:1", "b:1"]
+    assert [task.task_id for task in load_tasks(tmp_path, limit=1)] == ["a:1"]
+
+
+def test_a_folder_without_problems_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskFileError, match=r"the folder holds no \.parquet or \.jsonl file"):
+        load_tasks(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["set.parquet", "set.jsonl"])
+def test_a_file_that_is_not_what_it_is_called_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\xff\xfe not at all")
+
+    with pytest.raises(TaskFileError, match=rf"{name}: not a \{name[3:]} file: "):
+        load_tasks(tmp_path / name)
 
 
 @pytest.mark.parametrize(
