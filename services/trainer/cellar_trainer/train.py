@@ -7,44 +7,57 @@ without signal are refilled, not oversampled threefold and replicated; where the
 silently left out; and where a trajectory that a service failed is dropped, not scored 0.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from cellar_trainer import checkpoint
-from cellar_trainer.advantages import group_advantages, pairwise_advantages
-from cellar_trainer.collect import DROPPED, Collection, CollectOptions, Rollouts, TaskStream, collect
-from cellar_trainer.fences import near_fences
+from cellar_trainer.alarm import AlarmOptions, RewardAlarm
+from cellar_trainer.collect import DROPPED, Collection
+from cellar_trainer.examples import to_examples
 from cellar_trainer.learner import Learner
-from cellar_trainer.metrics import RunLog, rollout_metrics
+from cellar_trainer.metrics import RunLog, rollout_metrics, staleness_metrics
 from cellar_trainer.model import ControlTokens
-from cellar_trainer.objectives import ObjectiveOptions
-from cellar_trainer.packing import Batch, Example, pack
+from cellar_trainer.packing import Batch, Layout, pack
 from cellar_trainer.progress import Progress
-from cellar_trainer.rewards import Outcome
-from cellar_trainer.types import Metrics, StopReason, Trajectory
+from cellar_trainer.supply import Supply
+from cellar_trainer.types import Metrics, StopReason
 from cellar_trainer.weights import WeightPublisher
-
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
     steps: int = 100
+    """Steps of the whole run, those before a resume included."""
     seed: int = 0
+    """Of the order of tasks and of all sampling."""
     token_budget: int = 16_384
-    """Most tokens, padding included, that go through the model at once."""
+    """Most tokens, padding included, that go through the model at once: a step's gradient is put together from as many
+    such micro-batches as it takes."""
+    layout: Layout = "packed"
+    """"packed" puts several sequences into a row; "padded" one, for models whose layers carry a state from one token to
+    the next."""
     masked_stop_reasons: frozenset[StopReason] = frozenset({StopReason.VOID, StopReason.DEADLINE})
     """Trajectories that count in their group's mean but are not trained on: void turns make gradients explode (arXiv
     2509.02479), and who misses a deadline may have waited for a service."""
+    overlap: Literal["off", "between", "in_flight"] = "off"
+    """Whether the next step's trajectories are sampled while a step learns, by weights that are one step old. "between"
+    sends new weights when these are all finished: a run can be repeated and resumed bit for bit. "in_flight" sends
+    them at once: what is being sampled goes on with them."""
+    max_staleness: int = 1
+    """Steps by which the weights that sampled a token may be older than those that learn from it; what is older is
+    dropped. A model server that was restarted samples with weights of version 0."""
+    outage_patience_s: float = 600.0
+    """How long a service that fails every rollout is waited for."""
     checkpoint_every: int = 0
     """Steps; 0 writes one at the end only."""
     checkpoints_kept: int = 2
+    """The newest; older ones are deleted."""
     evaluate_every: int = 0
     """Steps; 0 never evaluates."""
 
@@ -53,8 +66,7 @@ class TrainOptions:
 class Training:
     """One training run: what it works with, and how far it is."""
 
-    rollouts: Rollouts
-    stream: TaskStream
+    supply: Supply
     learner: Learner
     publisher: WeightPublisher
     tokenizer: PreTrainedTokenizerBase
@@ -64,67 +76,67 @@ class Training:
     checkpoints: Path
     evaluate: Callable[[], Awaitable[Metrics]]
     """Plays the evaluation tasks with the policy as it is."""
+    alarm: RewardAlarm = field(default_factory=lambda: RewardAlarm(AlarmOptions()))
     config: dict[str, Any] = field(default_factory=dict)
     """As it is kept in checkpoints."""
     step: int = 0
     """Steps done; also the version of the weights that sample now."""
 
+    async def publish(self) -> Metrics:
+        """Have the policy sample with the learner's weights."""
+        return await self.publisher.publish(self.learner, version=self.step)
 
-async def train(run: Training, options: TrainOptions, collecting: CollectOptions) -> None:
+
+async def train(run: Training, options: TrainOptions) -> None:
     """Train until `options.steps` steps are done, counting those of the runs that this one resumes."""
-    await run.publisher.publish(run.learner.model, version=run.step)
+    await run.publish()
     while run.step < options.steps:
         started_s = time.perf_counter()
-        with run.progress.counting(f"step {run.step + 1}") as count:
-            collection = await collect(run.stream, run.rollouts, collecting, seed=options.seed, on_done=count)
-        collected_s = time.perf_counter()
-        learned = run.learner.learn(
-            to_batches(collection, run.tokenizer, run.tokens.pad_id, options, run.learner.objective)
-        )
-        learned_s = time.perf_counter()
-        published = await run.publisher.publish(run.learner.model, version=run.step + 1)
-        timings = {
-            "collect_s": collected_s - started_s,
-            "learn_s": learned_s - collected_s,
-            "step_s": time.perf_counter() - started_s,
-        }
-        await _finish_step(run, options, collection, {"policy_version": run.step, **learned, **published, **timings})
+        collection = await run.supply.take(run.step, heal=run.publish)
+        timings = {"policy_version": float(run.step), "collect_s": time.perf_counter() - started_s}
+        measured = await _learn(run, options, to_batches(run, options, collection))
+        timings["step_s"] = time.perf_counter() - started_s
+        await _finish_step(run, options, collection, {**measured, **timings})
     if options.checkpoint_every == 0 or run.step % options.checkpoint_every:
         _save(run, options)
 
 
-def to_batches(
-    collection: Collection,
-    tokenizer: PreTrainedTokenizerBase,
-    pad_id: int,
-    options: TrainOptions,
-    objective: ObjectiveOptions,
-) -> list[Batch]:
-    """What there is to learn from: advantages within groups, less the trajectories that are masked."""
-    members = [(group.key, trajectory) for group in collection.groups for trajectory in group.trajectories]
-    text_of = cache(lambda token_id: str(tokenizer.decode([token_id])))
-    examples = [
-        Example(
-            trajectory, advantage, near_fence=near_fences(trajectory, text_of) if objective.mask == "fence" else None
-        )
-        for (_, trajectory), advantage in zip(members, _advantages(members, objective), strict=True)
-        if trajectory.stop_reason not in options.masked_stop_reasons
-    ]
-    return pack(examples, token_budget=options.token_budget, pad_id=pad_id)
+def to_batches(run: Training, options: TrainOptions, collection: Collection) -> list[Batch]:
+    """The micro-batches of a step."""
+    objective = run.learner.objective
+    masked = options.masked_stop_reasons | run.supply.rollouts.reward.masked_stop_reasons
+    examples = to_examples(collection.groups, run.tokenizer, objective, masked=masked)
+    return pack(examples, token_budget=options.token_budget, pad_id=run.tokens.pad_id, layout=options.layout)
 
 
-def _advantages(members: Sequence[tuple[str, Trajectory]], objective: ObjectiveOptions) -> list[float]:
-    keys = [key for key, _ in members]
-    rewards = [trajectory.reward or 0.0 for _, trajectory in members]
-    if objective.advantage != "pairwise":
-        return group_advantages(rewards, keys, normalise=objective.advantage == "standardised")
-    scores = [sum(trajectory.logprobs) for _, trajectory in members]
-    return pairwise_advantages(rewards, keys, scores, tau=objective.lampo_tau, normalise=objective.lampo_normalise)
+async def _learn(run: Training, options: TrainOptions, batches: list[Batch]) -> Metrics:
+    """Learn, and publish what was learned; with overlap, while the next step's trajectories are sampled."""
+    if options.overlap == "off" or run.step + 1 == options.steps:
+        return await _learn_and_publish(run, batches)
+    async with run.supply.sampling_ahead(run.step + 1) as sampling:
+        return await _learn_and_publish(run, batches, after=sampling if options.overlap == "between" else None)
+
+
+async def _learn_and_publish(run: Training, batches: list[Batch], after: Awaitable[None] | None = None) -> Metrics:
+    started_s = time.perf_counter()
+    # In a thread: rollouts that go on meanwhile need the event loop.
+    learned = await asyncio.to_thread(run.learner.learn, batches)
+    learned_s = time.perf_counter()
+    if after is not None:
+        await after
+    waited_s = time.perf_counter()
+    run.step += 1
+    published = await run.publish()
+    return {**learned, **published, "learn_s": learned_s - started_s, "overlap_wait_s": waited_s - learned_s}
 
 
 async def _finish_step(run: Training, options: TrainOptions, collection: Collection, metrics: Metrics) -> None:
-    run.step += 1
-    measured = {**rollout_metrics(collection.trajectories), **_counts(collection), **metrics}
+    played = {
+        **rollout_metrics(collection.trajectories),
+        **staleness_metrics(collection.trajectories, run.step - 1),
+        **{f"dropped/{reason}": float(collection.dropped[reason]) for reason in DROPPED},
+    }
+    measured = {**played, **run.alarm.step(collection), **metrics}
     if _due(run.step, options.evaluate_every):
         measured |= await run.evaluate()
     run.log.trajectories(run.step, collection.trajectories)
@@ -134,15 +146,12 @@ async def _finish_step(run: Training, options: TrainOptions, collection: Collect
         _save(run, options)
 
 
-def _counts(collection: Collection) -> Metrics:
-    dropped = {f"dropped/{name}": float(collection.dropped[name]) for name in DROPPED}
-    return {**dropped, **{f"grade/{name}": float(collection.grades[name]) for name in OUTCOMES}}
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
 def _save(run: Training, options: TrainOptions) -> None:
-    position = checkpoint.Position(run.step, run.stream.position, run.config)
-    checkpoint.save(run.checkpoints, run.learner, run.tokenizer, position, keep=options.checkpoints_kept)
+    position = checkpoint.Position(run.step, run.supply.stream.position, run.config)
+    checkpoint.save(
+        run.checkpoints, run.learner, run.tokenizer, position, ahead=run.supply.ahead, keep=options.checkpoints_kept
+    )

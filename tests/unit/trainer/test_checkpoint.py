@@ -7,9 +7,11 @@ import torch
 
 from cellar_trainer import checkpoint
 from cellar_trainer.checkpoint import Position
+from cellar_trainer.collect import Collection
 from cellar_trainer.learner import Learner, OptimiserOptions
 from cellar_trainer.model import control_tokens, load_model
 from cellar_trainer.objectives import ObjectiveOptions
+from cellar_trainer.types import Group, Segment, SegmentKind, StopReason, Task, Trajectory
 from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -32,6 +34,21 @@ def test_a_checkpoint_is_a_model_folder_with_its_position(tmp_path: Path) -> Non
     for name, weight in tiny_model().state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[name])
     assert (path / "tokenizer.json").exists()
+
+
+def test_what_was_sampled_ahead_comes_back_exactly(tmp_path: Path) -> None:
+    sampled = Segment(SegmentKind.SAMPLED, (3, 4), (-0.1, -1 / 3), (-100.0, -2e-30), (7, 8))
+    played = Trajectory(
+        Task("t", "1+1", "2"), [Segment(SegmentKind.PROMPT, (1,)), sampled], StopReason.VOID, reward=1.0
+    )
+    ahead = Collection([Group("0:t", [played])], [played])
+    ahead.dropped["groups_small"] = 2
+    ahead.grades["correct"] = 1
+
+    path = checkpoint.save(tmp_path, learner(), TOKENIZER, Position(1), ahead=ahead, keep=2)
+
+    assert checkpoint.sampled_ahead(path) == ahead
+    assert checkpoint.sampled_ahead(save(tmp_path, 2)) is None
 
 
 def test_only_the_newest_are_kept_in_the_order_of_steps(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The loop: what is learned from, and that a resumed run is the same run."""
 
+import asyncio
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from cellar_trainer import checkpoint
-from cellar_trainer.collect import Collection, CollectOptions, Rollouts, TaskStream
+from cellar_trainer.collect import CollectOptions, Rollouts, TaskStream
 from cellar_trainer.learner import Learner, OptimiserOptions
 from cellar_trainer.metrics import RunLog
 from cellar_trainer.model import control_tokens, load_model
@@ -19,9 +21,11 @@ from cellar_trainer.progress import Progress
 from cellar_trainer.rendering import Renderer, RenderingOptions
 from cellar_trainer.rewards import Grade, Grader, Outcome
 from cellar_trainer.rollout import RolloutOptions
-from cellar_trainer.train import Training, TrainOptions, to_batches, train
-from cellar_trainer.types import Group, Metrics, Sampling, Segment, SegmentKind, StopReason, Task, Trajectory
-from cellar_trainer.weights import LocalPublisher
+from cellar_trainer.shaping import RewardOptions
+from cellar_trainer.supply import Supply
+from cellar_trainer.train import Training, TrainOptions, train
+from cellar_trainer.types import Completion, Metrics, Sampling, StopReason, Task
+from cellar_trainer.weights import LocalPublisher, WeightSource
 from tests.scripted import InProcessCellar
 from tests.tiny_model import TRIGGER, save_tiny_model, tiny_tokenizer
 
@@ -57,9 +61,21 @@ def training(folder: Path, model_path: Path, objective: ObjectiveOptions | None 
     policy = LocalPolicy(model)
     stops = (TOKENS.trigger_id, TOKENS.eos_id)
     options = RolloutOptions(sampling=Sampling(6, stop_token_ids=stops, trigger_id=TOKENS.trigger_id))
+    # An untrained model runs out of tokens: that is to count.
+    rollouts = Rollouts(
+        policy,
+        cast(Any, InProcessCellar()),
+        RENDERER,
+        EverySecond(),
+        options,
+        concurrency=1,
+        reward=RewardOptions(overlong="score"),
+    )
+    ahead = checkpoint.sampled_ahead(newest) if newest else None
     return Training(
-        rollouts=Rollouts(policy, cast(Any, InProcessCellar()), RENDERER, EverySecond(), options, concurrency=1),
-        stream=TaskStream(TASKS, seed=0, position=start.stream_position),
+        supply=Supply(
+            TaskStream(TASKS, seed=0, position=start.stream_position), rollouts, COLLECT, Progress(), ahead=ahead
+        ),
         learner=learner,
         publisher=LocalPublisher(policy),
         tokenizer=TOKENIZER,
@@ -78,7 +94,7 @@ async def run(
     opened = training(folder, model_path, objective)
     unmasked: frozenset[StopReason] = frozenset()
     with opened.log:
-        await train(opened, TrainOptions(steps=steps, masked_stop_reasons=unmasked, **changes), COLLECT)
+        await train(opened, TrainOptions(steps=steps, masked_stop_reasons=unmasked, **changes))
     return opened
 
 
@@ -90,22 +106,23 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if not name.endswith("_s")} for row in rows]
 
 
-@pytest.mark.parametrize("name", ["ih_grpo", "eh_grpo"])
+@pytest.mark.parametrize(("name", "overlap"), [("ih_grpo", "off"), ("eh_grpo", "off"), ("ih_grpo", "between")])
 async def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not_bit_for_bit(
-    tmp_path: Path, name: Literal["ih_grpo", "eh_grpo"]
+    tmp_path: Path, name: Literal["ih_grpo", "eh_grpo"], overlap: Literal["off", "between"]
 ) -> None:
     objective = ObjectiveOptions(name=name)
     model_path = save_tiny_model(tmp_path / "model")
-    whole = await run(tmp_path / "whole", model_path, steps=4, objective=objective)
+    whole = await run(tmp_path / "whole", model_path, steps=4, objective=objective, overlap=overlap)
 
-    await run(tmp_path / "halves", model_path, steps=3, objective=objective, checkpoint_every=2, checkpoints_kept=9)
-    shutil.rmtree(tmp_path / "halves/checkpoints/step-000003")  # killed in step 4, after the checkpoint of step 2
+    halves: dict[str, Any] = {"objective": objective, "overlap": overlap, "checkpoint_every": 2, "checkpoints_kept": 9}
+    await run(tmp_path / "halves", model_path, steps=4, **halves)
+    shutil.rmtree(tmp_path / "halves/checkpoints/step-000004")  # as if killed in step 4, after the checkpoint of step 2
     torch.manual_seed(99)
-    resumed = await run(tmp_path / "halves", model_path, steps=4, objective=objective)
+    resumed = await run(tmp_path / "halves", model_path, steps=4, objective=objective, overlap=overlap)
 
     for key, weight in whole.learner.model.state_dict().items():
         assert torch.equal(weight, resumed.learner.model.state_dict()[key]), key
-    assert whole.stream.position == resumed.stream.position
+    assert whole.supply.stream.position == resumed.supply.stream.position
     expected, actual = lines(tmp_path / "whole/metrics.jsonl"), lines(tmp_path / "halves/metrics.jsonl")
     assert [row["step"] for row in actual] == [1, 2, 3, 4]
     assert untimed(actual) == untimed(expected)
@@ -116,7 +133,16 @@ async def test_a_step_is_logged_with_what_the_policy_did_and_which_weights_did_i
     await run(tmp_path, save_tiny_model(tmp_path / "model"), steps=2)
     first, second = lines(tmp_path / "metrics.jsonl")
     expected = {"step", "reward_mean", "deferral_rate", "runs_per_trajectory", "hierarchical_coefficient"}
-    expected |= {"policy_version", "loss", "grad_norm", "mismatch", "dropped/rollouts", "collect_s", "learn_s"}
+    expected |= {
+        "policy_version",
+        "loss",
+        "grad_norm",
+        "mismatch",
+        "dropped/rollouts_policy",
+        "alarm/constant",
+        "collect_s",
+        "learn_s",
+    }
     assert expected <= first.keys()
     assert (first["policy_version"], second["policy_version"]) == (0, 1)
     assert 0 < first["hierarchical_coefficient"] < 1
@@ -130,7 +156,7 @@ async def test_training_moves_the_weights_and_the_policy_follows(tmp_path: Path)
     before = load_model(model_path, dtype="float32", device="cpu").state_dict()
     after = await run(tmp_path / "run", model_path, steps=1)
     assert not torch.equal(before["lm_head.weight"], after.learner.model.state_dict()["lm_head.weight"])
-    policy = cast(LocalPolicy, after.rollouts.policy)
+    policy = cast(LocalPolicy, after.supply.rollouts.policy)
     sampled = await policy.generate([1, 2], Sampling(1, seed=0))
     assert sampled.policy_versions == (1,)
     fresh = await LocalPolicy(after.learner.model, 1).generate([1, 2], Sampling(1, seed=0))
@@ -147,59 +173,45 @@ async def test_evaluation_and_checkpoints_come_when_they_are_due(tmp_path: Path)
     opened.evaluate = evaluate
     options = TrainOptions(steps=5, evaluate_every=2, checkpoint_every=2, checkpoints_kept=2)
     with opened.log:
-        await train(opened, options, COLLECT)
+        await train(opened, options)
     rows = lines(tmp_path / "run/metrics.jsonl")
     assert [row["step"] for row in rows if "eval/avg@1" in row] == [2, 4]
     assert [path.name for path in sorted(opened.checkpoints.iterdir())] == ["step-000004", "step-000005"]
 
 
-def trajectory(reward: float, stop_reason: StopReason) -> Trajectory:
-    segments = [
-        Segment(SegmentKind.PROMPT, (1, 2)),
-        Segment(SegmentKind.SAMPLED, (3,), (-1.0,), (-2.0,), (0,)),
-    ]
-    return Trajectory(TASKS[0], segments, stop_reason=stop_reason, reward=reward)
+@pytest.mark.parametrize(("overlap", "versions"), [("off", [0, 1, 2]), ("between", [0, 0, 1])])
+async def test_with_overlap_a_step_learns_from_weights_one_step_old(
+    tmp_path: Path, overlap: Literal["off", "between"], versions: list[int]
+) -> None:
+    await run(tmp_path, save_tiny_model(tmp_path / "model"), steps=3, overlap=overlap)
+    found = {(row["step"], *row["policy_versions"]) for row in lines(tmp_path / "trajectories.jsonl")}
+    assert found == {(step, version, version) for step, version in enumerate(versions, start=1)}
 
 
-def test_masked_trajectories_count_in_their_group_but_are_not_learned_from() -> None:
-    siblings = [trajectory(1.0, StopReason.ANSWERED), trajectory(0.0, StopReason.VOID)]
-    collection = Collection(groups=[Group("g", siblings)])
-    (batch,) = to_batches(collection, TOKENIZER, 0, TrainOptions(), ObjectiveOptions(advantage="centred"))
-    assert batch.advantages_BT[batch.loss_mask_BT.bool()].tolist() == [0.5]
+async def test_in_flight_the_new_weights_are_published_before_what_is_sampled_ahead_is_finished(tmp_path: Path) -> None:
+    opened = training(tmp_path / "run", save_tiny_model(tmp_path / "model"))
+    policy = cast(LocalPolicy, opened.supply.rollouts.policy)
+    published = asyncio.Event()
+    sample = policy.generate
 
+    async def sample_ahead_when_published(token_ids: Sequence[int], sampling: Sampling) -> Completion:
+        if opened.supply.stream.position > COLLECT.tasks:
+            await published.wait()
+        return await sample(token_ids, sampling)
 
-def test_nothing_to_learn_from_gives_no_batches() -> None:
-    assert to_batches(Collection(), TOKENIZER, 0, TrainOptions(), ObjectiveOptions()) == []
+    class Watched(LocalPublisher):
+        async def publish(self, source: WeightSource, version: int) -> Metrics:
+            metrics = await super().publish(source, version)
+            if version == 1:
+                published.set()
+            return metrics
 
-
-@pytest.mark.parametrize(
-    ("advantage", "expected"),
-    # one success in two, log-probabilities of -1 and -3: mean 1/2, deviation sqrt(1/2), weights sigmoid(2) and its rest
-    [("centred", 0.5), ("standardised", 0.5**0.5), ("pairwise", 0.880797)],
-)
-def test_the_objective_says_how_advantages_are_made(advantage: str, expected: float) -> None:
-    better, worse = trajectory(1.0, StopReason.ANSWERED), trajectory(0.0, StopReason.ANSWERED)
-    worse.segments[-1] = Segment(SegmentKind.SAMPLED, (3,), (-3.0,), (-2.0,), (0,))
-    collection = Collection(groups=[Group("g", [better, worse])])
-    objective = ObjectiveOptions.model_validate({"advantage": advantage})
-
-    (batch,) = to_batches(collection, TOKENIZER, 0, TrainOptions(), objective)
-
-    assert batch.advantages_BT[:, -1].tolist() == pytest.approx(
-        [expected, -expected if advantage != "pairwise" else -0.119203], rel=1e-5
-    )
-
-
-def test_fences_are_looked_for_where_the_mask_asks_for_them() -> None:
-    ids = tuple(TOKENIZER.encode("a```b"))
-    zeros = (0.0,) * len(ids)
-    played = trajectory(1.0, StopReason.ANSWERED)
-    played.segments[-1] = Segment(SegmentKind.SAMPLED, ids, zeros, zeros, (0,) * len(ids))
-    collection = Collection(groups=[Group("g", [played])])
-    for mask, expected in (("fence", [0, 1, 0, 0, 0, 1]), ("response", [0] * 6)):
-        objective = ObjectiveOptions.model_validate({"mask": mask})
-        (batch,) = to_batches(collection, TOKENIZER, 0, TrainOptions(), objective)
-        assert batch.near_fence_BT[0].tolist() == expected
+    policy.generate = sample_ahead_when_published  # type: ignore[method-assign]
+    opened.publisher = Watched(policy)
+    with opened.log:
+        await asyncio.wait_for(train(opened, TrainOptions(steps=2, overlap="in_flight")), 60)
+    versions = {(row["step"], *row["policy_versions"]) for row in lines(tmp_path / "run/trajectories.jsonl")}
+    assert versions == {(1, 0, 0), (2, 1, 1)}
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])
