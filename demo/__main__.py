@@ -25,48 +25,48 @@ from transformers.utils import logging as transformers_logging
 
 from cellar_trainer.checkpoint import latest
 from cellar_trainer.config import Config, load_config
-from cellar_trainer.evaluate import Evaluation, evaluate
+from cellar_trainer.evaluation.options import EvalOptions
+from cellar_trainer.evaluation.play import Sample, evaluate
+from cellar_trainer.evaluation.report import report as make_report
+from cellar_trainer.evaluation.suites import load_suite
 from cellar_trainer.metrics import trajectory_record, write_line
 from cellar_trainer.progress import Progress
 from cellar_trainer.serving import DEFAULT_PYTHON, ServerFailed, VLLMServer
-from cellar_trainer.tasks import load_tasks
 from cellar_trainer.train import Training, train
+from cellar_trainer.types import Trajectory
 from cellar_trainer.wiring import open_training
 from demo.arithmetic import Problem, split, write_tasks
 from demo.executor import executor
-from demo.plot import plot_metrics
+from demo.plot import plot_runs
 from demo.tiny_model import make_model, make_tokenizer, save, warm_start
 
 CONFIG = Path(__file__).with_name("config.toml")
 HELD_OUT = 64
 HELD_OUT_SAMPLES = 2
-WARM_START_STEPS = 300
-SEED = 0
+WARM_START_STEPS = 600
 
 console = Console(soft_wrap=True)
 
 
 def main() -> None:
     options = _parse_arguments()
-    torch.set_num_threads(
-        1
-    )  # a tiny model gains nothing from two, and threads that wait for each other's core lose tenfold
+    torch.set_num_threads(1)  # two gain a tiny model nothing, and threads that wait for each other's core lose tenfold
     started_s = time.monotonic()
     out: Path = options.out
     _set_aside(out)
     transformers_logging.disable_progress_bar()
-    training_problems, held_out = split(HELD_OUT, SEED)
+    training_problems, held_out = split(HELD_OUT, options.seed)
     write_tasks(training_problems, out / "train.jsonl")
     write_tasks(held_out, out / "held_out.jsonl")
-    _make_model(training_problems, out / "model")
+    _make_model(training_problems, out / "model", options.seed)
     with executor(out / "executor", out / "executor.log") as executor_url, _policy(out) as policy_changes:
         changes = [
             *(f"output={out}", f"model.path={out / 'model'}", f"tasks.path={out / 'train.jsonl'}"),
-            *(f"executor.url={executor_url}", *policy_changes, *options.changes),
+            *(f"executor.url={executor_url}", *policy_changes, f"train.seed={options.seed}", *options.changes),
         ]
         report = asyncio.run(_learn(load_config(CONFIG, changes), options.data))
     (out / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
-    plot_metrics(out / "metrics.jsonl", out / "reward.png")
+    plot_runs([out], out / "reward.png")
     _summarise(report, out, time.monotonic() - started_s)
 
 
@@ -74,6 +74,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything the demo makes")
     parser.add_argument("--data", type=Path, help="real problems (.parquet, .jsonl) to grade the trained model on")
+    parser.add_argument("--seed", type=int, default=0, help="of the tasks, the model, its warm start and the sampling")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to demo/config.toml")
     options = parser.parse_args()
     if options.data is not None and not options.data.is_file():
@@ -90,16 +91,16 @@ def _set_aside(out: Path) -> None:
     out.mkdir(parents=True)
 
 
-def _make_model(problems: list[Problem], folder: Path) -> None:
+def _make_model(problems: list[Problem], folder: Path, seed: int) -> None:
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer, seed=SEED)
+    model = make_model(tokenizer, seed=seed)
     with Bar(console=console) as bar:
         row = bar.add_task("warm start on undecided traces", total=WARM_START_STEPS)
 
         def on_step(step: int, loss: float) -> None:
             bar.update(row, completed=step + 1, description=f"warm start on undecided traces, loss {loss:.3f}")
 
-        warm_start(model, tokenizer, problems, steps=WARM_START_STEPS, seed=SEED, on_step=on_step)
+        warm_start(model, tokenizer, problems, steps=WARM_START_STEPS, seed=seed, on_step=on_step)
     save(model, tokenizer, folder)
 
 
@@ -124,45 +125,54 @@ def _vllm(out: Path) -> VLLMServer:
 
 async def _learn(config: Config, data: Path | None) -> dict[str, Any]:
     """Train, with the held-out problems before and after; real problems, if there are any, after."""
-    out = config.output
+    out, seed = config.output, config.train.seed
     async with open_training(config, resume=False, progress=Progress()) as run:
-        await run.publisher.publish(run.learner.model, version=0)
-        before = await _evaluate(run, out / "held_out.jsonl", HELD_OUT_SAMPLES)
-        await train(run, config.train, config.collect)
+        await run.publish()
+        before = await _evaluate(run, out, out / "held_out.jsonl", HELD_OUT_SAMPLES, seed)
+        await train(run, config.train)
         newest = latest(out / "checkpoints")
         assert newest is not None, "train() ends with a checkpoint"
         newest.rename(out / "checkpoint")
         newest.parent.rmdir()
-        after = await _evaluate(run, out / "held_out.jsonl", HELD_OUT_SAMPLES)
-        report: dict[str, Any] = {"held_out_before": before.report, "held_out": after.report}
-        played = after.trajectories
+        after = await _evaluate(run, out, out / "held_out.jsonl", HELD_OUT_SAMPLES, seed)
+        report: dict[str, Any] = {"held_out_before": before, "held_out": after}
         if data is not None:
-            real = await _evaluate(run, data, 1)
-            report["real"] = real.report
-            played = played + real.trajectories
-        with (out / "eval_trajectories.jsonl").open("w", encoding="utf-8") as file:
-            for trajectory in played:
-                write_line(file, trajectory_record(trajectory, run.rollouts.renderer))
+            report["real"] = await _evaluate(run, out, data, 1, seed)
     return report
 
 
-async def _evaluate(run: Training, path: Path, samples: int) -> Evaluation:
-    with run.progress.counting(f"evaluating on {path.name}") as count:
-        return await evaluate(load_tasks(path), run.rollouts, samples=samples, seed=SEED, on_done=count)
+async def _evaluate(run: Training, out: Path, tasks: Path, n: int, seed: int) -> dict[str, Any]:
+    """The report on one file's problems; the trajectories are added to eval_trajectories.jsonl."""
+    rollouts = run.supply.rollouts
+    suite = load_suite(EvalOptions(suite=str(tasks), n=n))
+    with (
+        run.progress.counting(f"evaluating on {tasks.name}") as count,
+        (out / "eval_trajectories.jsonl").open("a", encoding="utf-8") as file,
+    ):
+
+        def keep(_: Sample, trajectory: Trajectory) -> None:
+            write_line(file, trajectory_record(trajectory, rollouts.renderer))
+
+        samples = await evaluate(suite.sets, rollouts, seed=seed, keep=keep, on_done=count)
+    entry: dict[str, Any] = make_report(suite, samples, seed=seed)["sets"][tasks.stem]
+    return entry
 
 
 def _summarise(report: dict[str, Any], out: Path, duration_s: float) -> None:
-    key = f"avg@{HELD_OUT_SAMPLES}"
-    before, after = report["held_out_before"]["overall"], report["held_out"]["overall"]
+    before, after = report["held_out_before"], report["held_out"]
     console.print(
-        f"held-out problems: reward {before[key]:.2f} -> {after[key]:.2f}, deferral rate "
-        f"{before['deferral_rate']:.2f} -> {after['deferral_rate']:.2f}, runs per trajectory "
-        f"{before['runs_per_trajectory']:.2f} -> {after['runs_per_trajectory']:.2f}"
+        f"held-out problems: solved {_average(before):.2f} -> {_average(after):.2f}, deferral rate "
+        f"{before['deferral']:.2f} -> {after['deferral']:.2f}, runs per trajectory "
+        f"{before['executions']:.2f} -> {after['executions']:.2f}"
     )
     if "real" in report:
-        real = report["real"]["overall"]
-        console.print(f"real problems: {real['problems']} graded or counted, accuracy {real['avg@1']}")
+        real = report["real"]
+        console.print(f"real problems: {real['problems']} graded or counted, accuracy {_average(real)}")
     console.print(f"{duration_s / 60:.1f} minutes; see {out}: " + ", ".join(sorted(p.name for p in out.iterdir())))
+
+
+def _average(entry: dict[str, Any]) -> Any:
+    return entry["estimates"][f"avg@{entry['n']}"]["value"]
 
 
 if __name__ == "__main__":

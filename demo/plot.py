@@ -1,7 +1,13 @@
-"""`reward.png`: the reward, the deferral rate and the runs per trajectory, step by step."""
+"""The learning curves of runs: reward, deferral rate and runs per trajectory, step by step.
 
+python -m demo.plot runs/demo-0 runs/demo-1 runs/demo-2 --out curves.svg
+"""
+
+import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 
@@ -9,20 +15,43 @@ matplotlib.use("Agg")  # no display is needed to write a file
 
 from matplotlib import pyplot
 
+PANELS = (("reward", "reward_mean"), ("deferral rate", "deferral_rate"), ("runs per trajectory", "runs_per_trajectory"))
 
-def plot_metrics(metrics_path: Path, image_path: Path) -> None:
-    rows = [json.loads(line) for line in metrics_path.read_text().splitlines()]
-    steps = [row["step"] for row in rows]
-    figure, (top, bottom) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 6), layout="constrained")
-    top.plot(steps, [row["reward_mean"] for row in rows], label="reward", color="tab:green")
-    top.plot(steps, [row["deferral_rate"] for row in rows], label="deferral rate", color="tab:blue")
-    top.set_ylim(0, 1)
-    bottom.plot(steps, [row["runs_per_trajectory"] for row in rows], label="runs per trajectory", color="tab:orange")
-    bottom.set_ylim(bottom=0)
-    bottom.set_xlabel("step")
-    for axes in (top, bottom):
-        axes.legend(loc="best")
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.plot", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, as the demo leaves it")
+    parser.add_argument("--out", type=Path, required=True, help="the figure, .svg or .png")
+    options = parser.parse_args()
+    plot_runs(options.runs, options.out)
+
+
+def plot_runs(runs: Sequence[Path], image: Path) -> None:
+    """One panel per measure, with a thin line for each run and, of several runs, a thick one for their mean."""
+    curves = [_rows(run) for run in runs]
+    pyplot.rcParams["svg.hashsalt"] = "cellar"  # the same runs, the same file
+    figure, panels = pyplot.subplots(1, len(PANELS), figsize=(9, 2.6), layout="constrained")
+    for axes, (title, metric) in zip(panels, PANELS, strict=True):
+        for rows in curves:
+            axes.plot(
+                [row["step"] for row in rows],
+                [row[metric] for row in rows],
+                color="tab:blue",
+                linewidth=1,
+                alpha=0.4 if len(curves) > 1 else 1,
+            )
+        if len(curves) > 1:
+            shared = list(zip(*curves, strict=False))  # the steps that all runs have
+            axes.plot([step[0]["step"] for step in shared], [fmean(row[metric] for row in step) for step in shared])
+        axes.set(title=title, xlabel="step", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
-    figure.suptitle("Learning when to ask: a*b+c*d, three cells, one run")
-    figure.savefig(image_path, dpi=120)
+    figure.savefig(image, dpi=120, metadata={"Date": None} if image.suffix == ".svg" else None)
     pyplot.close(figure)
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,35 +16,49 @@ EOS, PAD = "<|im_end|>", "<|endoftext|>"
 IGNORED = -100
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, so that any real problem can be read too, plus one token for each phrase of the demo's format."""
+def byte_tokenizer(*phrases: str) -> PreTrainedTokenizerFast:
+    """Bytes, so that any text can be read, plus one token for each of `phrases`."""
     alphabet = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([PAD, EOS, TRIGGER])
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
+    tokenizer.add_special_tokens([PAD, EOS])
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen3ForCausalLM:
+def qwen3(tokenizer: PreTrainedTokenizerFast, *, seed: int, **shape: Any) -> Qwen3ForCausalLM:
+    """Two layers with heads of 32 and fresh weights of float32; `shape` is the rest of `Qwen3Config`."""
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=-(-len(tokenizer) // 64) * 64,
-        hidden_size=128,
-        intermediate_size=256,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.08,
+        **shape,
     )
     model: Qwen3ForCausalLM = Qwen3ForCausalLM(config).float()
+    return model
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    return byte_tokenizer(TRIGGER, *PHRASES)
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen3ForCausalLM:
+    model = qwen3(
+        tokenizer,
+        seed=seed,
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=128,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        initializer_range=0.08,
+    )
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model
 

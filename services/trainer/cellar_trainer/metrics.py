@@ -2,16 +2,19 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, get_args
 
 from tensorboardX import SummaryWriter
 
+from cellar_trainer.loggers import Loggers
 from cellar_trainer.rendering import Renderer
+from cellar_trainer.rewards import Outcome
 from cellar_trainer.types import Metrics, StopReason, Trajectory
 
 
@@ -19,20 +22,27 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """What the policy did. Empty for no trajectories."""
     if not trajectories:
         return {}
-    count = len(trajectories)
-    stops = Counter(t.stop_reason for t in trajectories)
-    runs = sum(t.runs for t in trajectories)
+    rewards = [t.reward or 0.0 for t in trajectories]
     return {
-        "reward_mean": fmean(t.reward or 0.0 for t in trajectories),
+        "reward_mean": fmean(rewards),
+        "reward_min": min(rewards),
+        "reward_max": max(rewards),
         "deferral_rate": deferral_rate(trajectories),
-        "runs_per_trajectory": runs / count,
-        "cells_per_trajectory": fmean(t.cells for t in trajectories),
+        **_spread("runs_per_trajectory", [t.runs for t in trajectories]),
+        **_spread("cells_per_trajectory", [t.cells for t in trajectories]),
+        **_spread("tokens_per_trajectory", [len(t.token_ids) for t in trajectories]),
         "unrun_cells_per_trajectory": fmean(t.unrun_cells for t in trajectories),
-        "tokens_per_trajectory": fmean(len(t.token_ids) for t in trajectories),
         "tokens_sampled": float(sum(t.sampled_count for t in trajectories)),
-        "trajectories": float(count),
-        **{f"stop/{reason.value}": stops[reason] / count for reason in StopReason},
+        "trajectories": float(len(trajectories)),
+        **_shares("stop", (t.stop_reason for t in trajectories), StopReason),
+        **_shares("grade", (t.grade for t in trajectories), get_args(Outcome)),
     }
+
+
+def staleness_metrics(trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
+    """By how many versions the weights that sampled are older than `version`: of the mean token and the oldest one."""
+    ages = [version - v for t in trajectories for s in t.segments for v in s.policy_versions]
+    return {"policy_staleness": fmean(ages), "policy_staleness_max": float(max(ages))} if ages else {}
 
 
 def deferral_rate(trajectories: Sequence[Trajectory]) -> float:
@@ -40,6 +50,22 @@ def deferral_rate(trajectories: Sequence[Trajectory]) -> float:
     deferred = sum(t.deferred_cells for t in trajectories)
     calls = deferred + sum(t.runs for t in trajectories)
     return deferred / calls if calls else 0.0
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The mean under the name itself; median, 95th percentile (each of them one of the values) and most beside it."""
+    ordered = sorted(values)
+    return {
+        name: fmean(ordered),
+        f"{name}_p50": float(ordered[ceil(0.5 * len(ordered)) - 1]),
+        f"{name}_p95": float(ordered[ceil(0.95 * len(ordered)) - 1]),
+        f"{name}_max": float(ordered[-1]),
+    }
+
+
+def _shares(name: str, outcomes: Iterable[str | None], kinds: Iterable[str]) -> dict[str, float]:
+    counts = Counter(outcomes)
+    return {f"{name}/{kind}": counts[kind] / counts.total() for kind in kinds}
 
 
 def trajectory_record(trajectory: Trajectory, renderer: Renderer) -> dict[str, Any]:
@@ -69,11 +95,15 @@ class RunLog:
 
     Args:
         steps_done: of the run that is resumed. What was written after them is taken out: those steps come again.
+        loggers: where each step's metrics go as well; whoever opened them closes them.
     """
 
-    def __init__(self, directory: Path, renderer: Renderer, *, steps_done: int = 0) -> None:
+    def __init__(
+        self, directory: Path, renderer: Renderer, *, steps_done: int = 0, loggers: Loggers | None = None
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._renderer = renderer
+        self._loggers = loggers or Loggers()
         self._metrics = _open_after(directory / "metrics.jsonl", steps_done)
         self._trajectories = _open_after(directory / "trajectories.jsonl", steps_done)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps_done + 1)
@@ -88,7 +118,9 @@ class RunLog:
             output.close()
 
     def step(self, step: int, metrics: Metrics) -> None:
-        write_line(self._metrics, {"step": step, **metrics})
+        self._loggers.step(step, metrics)
+        failures = {f"log_failures/{name}": float(count) for name, count in self._loggers.failures.items()}
+        write_line(self._metrics, {"step": step, **metrics, **failures})
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 

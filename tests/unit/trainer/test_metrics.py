@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cellar_trainer.metrics import RunLog, deferral_rate, rollout_metrics
+from cellar_trainer.metrics import RunLog, deferral_rate, rollout_metrics, staleness_metrics
 from cellar_trainer.rendering import Renderer, RenderingOptions
 from cellar_trainer.types import Segment, SegmentKind, StopReason, Task, Trajectory
 from tests.tiny_model import tiny_tokenizer
@@ -34,7 +34,35 @@ def test_rollout_metrics() -> None:
     assert metrics["runs_per_trajectory"] == 0.5
     assert (metrics["stop/answered"], metrics["stop/void"], metrics["stop/deadline"]) == (0.5, 0.5, 0.0)
     assert (metrics["trajectories"], metrics["tokens_sampled"], metrics["tokens_per_trajectory"]) == (2, 2, 3)
+    assert (metrics["reward_min"], metrics["reward_max"]) == (0, 1)
     assert rollout_metrics([]) == {}
+
+
+def test_counts_are_shown_with_their_spread() -> None:
+    metrics = rollout_metrics([trajectory(0, runs=runs) for runs in [*range(20, 0, -1), 99]])
+    names = ("runs_per_trajectory", "runs_per_trajectory_p50", "runs_per_trajectory_p95", "runs_per_trajectory_max")
+    assert [metrics[name] for name in names] == [(210 + 99) / 21, 11, 20, 99]
+    one = rollout_metrics([trajectory(0, runs=3)])
+    assert [one[name] for name in names] == [3, 3, 3, 3]
+
+
+def test_each_outcome_of_the_grading_has_its_share() -> None:
+    trajectories = [trajectory(1), trajectory(0), trajectory(0), trajectory(0)]
+    for played, grade in zip(trajectories, ("correct", "wrong", "wrong", "no_answer"), strict=True):
+        played.grade = grade
+    metrics = rollout_metrics(trajectories)
+    assert {name: share for name, share in metrics.items() if name.startswith("grade/")} == {
+        **{"grade/correct": 0.25, "grade/wrong": 0.5, "grade/no_answer": 0.25},
+        **{"grade/unparsed": 0.0, "grade/timeout": 0.0},
+    }
+
+
+def test_staleness_is_the_age_of_tokens_not_of_trajectories() -> None:
+    fresh, mixed, nothing = trajectory(1), trajectory(1), Trajectory(Task("t", "p", "1"))
+    mixed.segments.append(Segment(SegmentKind.SAMPLED, (7, 8, 9), (-1.0,) * 3, (-2.0,) * 3, (1, 1, 3)))
+    metrics = staleness_metrics([fresh, mixed, nothing], 4)
+    assert metrics == {"policy_staleness": (0 + 0 + 3 + 3 + 1) / 5, "policy_staleness_max": 3.0}
+    assert staleness_metrics([nothing], 4) == {}
 
 
 def test_a_step_and_its_trajectories_are_on_disk_at_once(tmp_path: Path) -> None:
