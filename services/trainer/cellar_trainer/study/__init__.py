@@ -1,0 +1,1 @@
+"""Experiments with a question: small, repeatable, and with their whole result written down."""
