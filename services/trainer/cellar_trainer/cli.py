@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 # Everything that needs torch is imported by the command that needs it, so that --help answers at once.
@@ -48,7 +50,7 @@ def train(
         if dry_run:
             _show(plan(config))
         else:
-            _run(_train(config, resume))
+            _run_in_ranks(config, resume)
 
 
 @app.command()
@@ -56,9 +58,9 @@ def rollout(
     config_path: ConfigPath,
     changes: Changes = None,
     *,
-    tasks: Annotated[Path, typer.Option(help="Problems, .parquet or .jsonl.")],
+    tasks: Annotated[str, typer.Option(help="Problems, as tasks.path takes them.")],
     out: Annotated[Path, typer.Option(help="File for the trajectories, one JSON object per line.")],
-    samples: Annotated[int, typer.Option(help="Trajectories per problem.", min=1)] = 1,
+    n: Annotated[int, typer.Option("--n", help="Trajectories per problem.", min=1)] = 1,
     limit: Annotated[int | None, typer.Option(help="Only so many problems.", min=1)] = None,
 ) -> None:
     """Play problems with the policy as it is, and keep the trajectories."""
@@ -66,8 +68,7 @@ def rollout(
 
     with _one_line_errors():
         config = load_config(config_path, changes or [])
-        report = _run(_play(config, tasks, limit, samples, out))
-        Console().print_json(json.dumps(report["overall"]))
+        Console().print_json(json.dumps(_run(_play(config, tasks, limit, n, out))))
 
 
 @app.command("eval")
@@ -75,28 +76,94 @@ def evaluate(
     config_path: ConfigPath,
     changes: Changes = None,
     *,
-    tasks: Annotated[Path | None, typer.Option(help="Problems; eval.path when left out.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for eval.json and trajectories.jsonl.")] = Path("eval"),
-    samples: Annotated[int | None, typer.Option(help="Trajectories per problem; eval.samples.", min=1)] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many problems; eval.limit.", min=1)] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="A suite (math6, or a .toml file), or problems as tasks.path takes them; eval.suite."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the suite's files; eval.data.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Trajectories per problem; eval.n.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many problems of each set; eval.limit.", min=1)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.md, report.json and trajectories.jsonl.")],
 ) -> None:
-    """Measure the policy as it is: avg@n, pass@k, stop reasons, deferral. Nothing is left out uncounted."""
+    """Measure the policy as it is: avg@n, pass@k with intervals, executions, deferral.
+
+    The same command again goes on where it stopped, and tries what was dropped once more.
+    """
     from cellar_trainer.config import ConfigError, load_config
 
+    options = {"eval.suite": suite, "eval.data": data, "eval.n": n, "eval.limit": limit}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
     with _one_line_errors():
-        config = load_config(config_path, changes or [])
-        path = tasks or config.eval.path
-        if path is None:
-            raise ConfigError("eval.path: name the problems here, or with --tasks")
-        count = samples or config.eval.samples
-        report = _run(_play(config, path, limit or config.eval.limit, count, out / "trajectories.jsonl"))
-        (out / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
-        Console().print_json(json.dumps(report["overall"]))
+        config = load_config(config_path, [*(changes or []), *given])
+        if config.eval.suite is None:
+            raise ConfigError("eval.suite: name a suite or a task file here, or with --suite")
+        _run(_evaluate(config, out))
+
+
+@app.command()
+def options(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As docs/configuration.md has it.")] = False,
+) -> None:
+    """List every key of the configuration: its type, its default, what it does."""
+    from cellar_trainer import reference
+
+    if markdown:
+        print(reference.markdown(), end="")  # noqa: T201  # not the console's: it would wrap the tables
+        return
+    for option in reference.options():
+        default = f" = {option.default}" if option.default else ""
+        Console(highlight=False).print(f"[bold]{option.key}[/]{escape(default)}  [dim]{escape(option.kind)}[/]")
+        Console(highlight=False).print(f"    {escape(option.doc)}", soft_wrap=False)
+
+
+study = typer.Typer(no_args_is_help=True, help="Experiments that can be repeated with one command.")
+app.add_typer(study, name="study")
+
+
+@study.command()
+def equivalence(
+    out: Annotated[Path, typer.Option(help="Folder for results, report and plots; what it holds already is kept.")],
+    seeds: Annotated[int, typer.Option(help="Fresh seeds, beside those that choose the learning rates.", min=1)] = 6,
+    processes: Annotated[
+        int | None, typer.Option(help="Runs at a time; as many as there are cores when left out.", min=1)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="All of it in small, which shows nothing but works.")] = False,
+) -> None:
+    """Does the implicit policy behave like the explicit one? On a small model; needs no service.
+
+    The same command again goes on where it stopped, also with more seeds.
+    """
+    from cellar_trainer.progress import Progress
+    from cellar_trainer.study.equivalence import study_equivalence
+    from cellar_trainer.study.jobs import QUICK, Settings
+
+    settings = QUICK if quick else Settings()
+    with _one_line_errors():
+        try:
+            study_equivalence(
+                out, settings, seeds=seeds, processes=processes or os.cpu_count() or 1, progress=Progress()
+            )
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        Console(highlight=False).print(str(out / "report.md"), markup=False, soft_wrap=True)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     app()
+
+
+def _run_in_ranks(config: Any, resume: bool) -> None:
+    """All that trains in this process: the run, or, in all but the first of several processes, what lends it a hand."""
+    from cellar_trainer.distributed import process_group
+    from cellar_trainer.sharding import rank
+    from cellar_trainer.wiring import serve_training
+
+    with process_group(config.model.device):
+        if rank() == 0:
+            _run(_train(config, resume))
+        else:
+            serve_training(config)
 
 
 async def _train(config: Any, resume: bool) -> None:
@@ -105,26 +172,62 @@ async def _train(config: Any, resume: bool) -> None:
     from cellar_trainer.wiring import open_training
 
     async with open_training(config, resume=resume, progress=Progress()) as training:
-        await run_training(training, config.train, config.collect)
+        await run_training(training, config.train)
 
 
-async def _play(config: Any, tasks: Path, limit: int | None, samples: int, out: Path) -> dict[str, Any]:
-    from cellar_trainer.evaluate import evaluate as play
-    from cellar_trainer.metrics import trajectory_record, write_line
+async def _play(config: Any, tasks: str, limit: int | None, n: int, out: Path) -> dict[str, float]:
+    from cellar_trainer.metrics import rollout_metrics, trajectory_record, write_line
     from cellar_trainer.progress import Progress
+    from cellar_trainer.rollout import derive_seed
     from cellar_trainer.tasks import load_tasks
     from cellar_trainer.wiring import open_rollouts
 
-    progress = Progress()
     problems = load_tasks(tasks, limit=limit)
+    jobs = [(task, derive_seed(config.eval.seed, "rollout", task.task_id, i)) for task in problems for i in range(n)]
     async with open_rollouts(config) as rollouts:
-        with progress.counting("rollouts") as count:
-            played = await play(problems, rollouts, samples=samples, seed=config.eval.seed, on_done=count)
+        with Progress().counting("rollouts") as count:
+            played = [t for t in await rollouts.play(jobs, on_done=count) if t is not None]
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w", encoding="utf-8") as file:
-            for trajectory in played.trajectories:
+            for trajectory in played:
                 write_line(file, trajectory_record(trajectory, rollouts.renderer))
-    return played.report
+    return {**rollout_metrics(played), "dropped": float(len(jobs) - len(played))}
+
+
+async def _evaluate(config: Any, out: Path) -> None:
+    from cellar_trainer.evaluation.journal import Journal, settings
+    from cellar_trainer.evaluation.markdown import SET_COLUMNS, markdown, set_rows
+    from cellar_trainer.evaluation.play import evaluate as play
+    from cellar_trainer.evaluation.report import report as make_report
+    from cellar_trainer.evaluation.suites import load_suite
+    from cellar_trainer.progress import Progress
+    from cellar_trainer.wiring import open_rollouts
+
+    progress = Progress()
+    suite = load_suite(config.eval)
+    asked = settings(config, suite)
+    with Journal(out, asked) as journal:
+        if journal.samples:
+            progress.say(f"{len(journal.samples)} trajectories are in {out} already")
+        async with open_rollouts(config) as rollouts:
+            with progress.counting(f"evaluating on {suite.name}") as count:
+                samples = await play(
+                    suite.sets,
+                    rollouts,
+                    seed=config.eval.seed,
+                    done=journal.samples,
+                    keep=lambda sample, trajectory: journal.add(sample, trajectory, rollouts.renderer),
+                    on_done=count,
+                )
+    report = make_report(suite, samples, seed=config.eval.seed)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(markdown(report, asked), encoding="utf-8")
+    table = Table(*SET_COLUMNS, box=None)
+    for row in set_rows(report):
+        table.add_row(*row)
+    Console().print(table)
+    if dropped := sum(entry["dropped"] for entry in report["sets"].values()):
+        progress.say(f"{dropped} rollouts were dropped, as a service failed: the same command tries them again")
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -146,6 +249,9 @@ def _one_line_errors() -> Iterator[None]:
     """What the user or a service can mend is said in words; a traceback is for our own mistakes."""
     from cellar_client.errors import CellarError
     from cellar_trainer.config import ConfigError
+    from cellar_trainer.evaluation.journal import OtherEvaluation
+    from cellar_trainer.evaluation.suites import SuiteError
+    from cellar_trainer.loggers import LoggerUnavailable
     from cellar_trainer.model import ModelUnusable
     from cellar_trainer.policy.protocol import PolicyUnavailable
     from cellar_trainer.rollout import RolloutFailed
@@ -154,14 +260,16 @@ def _one_line_errors() -> Iterator[None]:
 
     try:
         yield
-    except ConfigError as error:
+    except (ConfigError, LoggerUnavailable) as error:
         _fail(str(error), 2)
     except (
         CellarError,
         ModelUnusable,
+        OtherEvaluation,
         PolicyUnavailable,
         PublishFailed,
         RolloutFailed,
+        SuiteError,
         TaskFileError,
         OSError,
     ) as error:

@@ -14,12 +14,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from cellar_trainer.alarm import AlarmOptions
 from cellar_trainer.collect import CollectOptions
+from cellar_trainer.evaluation.options import EvalOptions
 from cellar_trainer.learner import OptimiserOptions
+from cellar_trainer.loggers import LogOptions
+from cellar_trainer.lora import LoraOptions
 from cellar_trainer.model import ControlTokens
 from cellar_trainer.objectives import PRESETS, ObjectiveOptions
+from cellar_trainer.policy.options import PolicyOptions
 from cellar_trainer.rendering import RenderingOptions
 from cellar_trainer.rollout import RolloutOptions
+from cellar_trainer.shaping import RewardOptions
+from cellar_trainer.tasks import TaskOptions
 from cellar_trainer.train import TrainOptions
 from cellar_trainer.types import Sampling
 
@@ -35,51 +42,50 @@ class ModelSection:
     trigger: str = "<tool_call>"
     """The text of the trigger; it has to be one token."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights that are trained. A half-precision weight loses every update smaller than its last bit, and small
+    learning rates make no others: prefer `compute_dtype`."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the model's arithmetic; "bfloat16" runs it under autocast, with weights, sums and objective as they are."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: a third more time, far less memory."""
     device: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class PolicySection:
-    kind: Literal["vllm", "local"] = "vllm"
-    """`local` samples in the trainer's own process, one request at a time: for tests and for trying things out."""
-    url: str = "http://127.0.0.1:8000"
-    model: str = "policy"
-    """The name under which the server serves the model."""
-    api_key: SecretStr | None = None
-    timeout_s: float = 600.0
-    weights_dir: Path | None = None
-    """Where weights pass to the server, seen by both; shared memory when left out."""
-    max_difference: float = 0.05
-    """Largest difference of a log-probability between server and trainer that passes after weights were sent."""
+    """"cpu" or "cuda"; with several processes each takes the GPU of its local rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutorSection:
     url: str = "http://127.0.0.1:8080"
+    """Root of an executor, without `/v1`; of several, their addresses with commas between them."""
     api_key: SecretStr | None = None
     """`CELLAR_API_KEY` when left out."""
 
 
 @dataclass(frozen=True, slots=True)
-class TasksSection:
-    path: Path
-    """Problems to train on: .parquet or .jsonl."""
-    limit: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class RolloutSection:
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the sampling; the objective's log-probabilities are those after it."""
     max_turn_tokens: int = 8000
+    """Longest turn."""
     max_context_tokens: int = 16_000
-    max_runs: int = 5
+    """Of the whole trajectory, its prompt included. What does not fit ends the trajectory."""
+    max_turns: Annotated[int, Field(ge=1)] = 5
+    """Turns that are sampled; the run that the last one asks for is still made, and may print the answer."""
+    max_runs: int | None = None
+    """Asking for one run more ends the trajectory. Without it only turns are limited."""
     deadline_s: float = 600.0
-    """For a whole trajectory."""
+    """For a whole trajectory, its waiting for services included."""
     cell_timeout_s: float = 3.0
+    """For each block. One that takes longer is stopped, and the model sees that it was."""
     memory_mb: int | None = None
     """Of a session; the executor's own limit when left out."""
     stop_on_printed_answer: bool = True
     """A run that prints `\\boxed{...}` ends the trajectory with that answer."""
+    answer_outranks_run: bool = False
+    """A turn that gives an answer after its last block and yet asks for a run ends there, without the run."""
+    split_check: bool = True
+    """Blocks that are one block cut up count as no deferral. They run all the same."""
+    atomic_runs: bool = False
+    """A run that fails leaves the session as it was before it; costs a replay of earlier cells."""
     concurrency: int = 128
     """Trajectories that are played at once."""
 
@@ -92,22 +98,16 @@ class RolloutSection:
                 trigger_id=tokens.trigger_id,
             ),
             max_context_tokens=self.max_context_tokens,
+            max_turns=self.max_turns,
             max_runs=self.max_runs,
             deadline_s=self.deadline_s,
             cell_timeout_s=self.cell_timeout_s,
             memory_mb=self.memory_mb,
             stop_on_printed_answer=self.stop_on_printed_answer,
+            answer_outranks_run=self.answer_outranks_run,
+            split_check=self.split_check,
+            atomic_runs=self.atomic_runs,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class EvalSection:
-    path: Path | None = None
-    """Problems to evaluate on; without it nothing is evaluated during training."""
-    limit: int | None = None
-    samples: int = 1
-    """Trajectories per problem."""
-    seed: int = 0
 
 
 def _expand_preset(value: Any) -> Any:
@@ -129,16 +129,20 @@ class Config(BaseModel):
     output: Path
     """Folder of this run: metrics, trajectories, checkpoints."""
     model: ModelSection
-    tasks: TasksSection
-    policy: PolicySection = field(default_factory=PolicySection)
+    tasks: TaskOptions
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
     executor: ExecutorSection = field(default_factory=ExecutorSection)
     rendering: RenderingOptions = field(default_factory=RenderingOptions)
     rollout: RolloutSection = field(default_factory=RolloutSection)
+    reward: RewardOptions = field(default_factory=RewardOptions)
     collect: CollectOptions = field(default_factory=CollectOptions)
+    alarm: AlarmOptions = field(default_factory=AlarmOptions)
     objective: Annotated[ObjectiveOptions, BeforeValidator(_expand_preset)] = ObjectiveOptions()
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
-    eval: EvalSection = field(default_factory=EvalSection)
+    eval: EvalOptions = field(default_factory=EvalOptions)
+    log: LogOptions = field(default_factory=LogOptions)
 
     @model_validator(mode="after")
     def _gate_can_be_sampled(self) -> Self:

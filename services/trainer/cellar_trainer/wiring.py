@@ -1,31 +1,52 @@
 """From a configuration to live objects: the one place that knows which implementation stands behind a protocol."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 
+import torch
 from pydantic import SecretStr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cellar_client import AsyncCellar
 from cellar_trainer import checkpoint
+from cellar_trainer.alarm import RewardAlarm
 from cellar_trainer.collect import Rollouts, TaskStream
 from cellar_trainer.config import Config, ConfigError
-from cellar_trainer.evaluate import evaluate
+from cellar_trainer.distributed import Leader, serve
+from cellar_trainer.evaluation.play import evaluate
+from cellar_trainer.evaluation.report import metrics as report_metrics
+from cellar_trainer.evaluation.report import report
+from cellar_trainer.evaluation.suites import Suite, load_suite
 from cellar_trainer.learner import Learner
+from cellar_trainer.loggers import open_loggers
 from cellar_trainer.metrics import RunLog
 from cellar_trainer.model import ControlTokens, control_tokens, load_model, load_tokenizer
 from cellar_trainer.policy.local import LocalPolicy
+from cellar_trainer.policy.options import PolicyOptions
 from cellar_trainer.policy.protocol import Policy
-from cellar_trainer.policy.vllm import VLLMPolicy
+from cellar_trainer.policy.vllm import VLLMControl, VLLMPolicy
 from cellar_trainer.progress import Progress
 from cellar_trainer.rendering import Renderer
 from cellar_trainer.rewards import Grader
+from cellar_trainer.sharding import ranks
+from cellar_trainer.supply import Supply
 from cellar_trainer.tasks import load_tasks
 from cellar_trainer.train import Training
 from cellar_trainer.types import Metrics, Task
-from cellar_trainer.weights import FilePublisher, LocalPublisher, WeightPublisher
+from cellar_trainer.weights import (
+    Broadcast,
+    FileTransfer,
+    GlooGroup,
+    IPCTransfer,
+    LocalPublisher,
+    NCCLGroup,
+    ServedPublisher,
+    Transfer,
+    WeightPublisher,
+)
 
 PROBE_TOKENS = 64
 GRADERS = 2
@@ -37,7 +58,7 @@ async def open_rollouts(config: Config) -> AsyncIterator[Rollouts]:
     tokenizer = load_tokenizer(config.model.path)
     async with AsyncExitStack() as resources:
         if config.policy.kind == "vllm":
-            policy: Policy = _vllm(config)
+            policy: Policy = _vllm(config.policy, unpublished=True)
         else:
             policy = LocalPolicy(_model(config, config.model.path))
         resources.push_async_callback(policy.close)
@@ -54,25 +75,36 @@ async def open_training(config: Config, *, resume: bool, progress: Progress) -> 
     start = checkpoint.position(newest) if newest else checkpoint.Position()
     tokenizer = load_tokenizer(config.model.path)
     tokens = control_tokens(tokenizer, config.model.trigger)
-    with progress.waiting("loading the model"):
-        model = _model(config, newest or config.model.path)
-    learner = Learner(model, tokens, config.objective, config.optimiser, temperature=config.rollout.temperature)
-    if newest:
-        checkpoint.restore(newest, learner)
+    kept = config.model_dump(mode="json")
     async with AsyncExitStack() as resources:
+        loggers = resources.enter_context(open_loggers(config.log, config.output, kept))
+        with progress.waiting("loading the model"):
+            model = _starting_model(config, newest)
         policy, publisher = _policy_and_publisher(config, model, tokenizer)
         resources.push_async_callback(policy.close)
         resources.push_async_callback(publisher.close)
+        learner = _learner(Leader if ranks() > 1 else Learner, config, model, tokens, newest)
+        if isinstance(learner, Leader):
+            resources.callback(learner.dismiss)
         rollouts = await _rollouts(config, policy, tokenizer, tokens, resources)
-        log = resources.enter_context(RunLog(config.output, rollouts.renderer, steps_done=start.step))
-        evaluation_tasks = load_tasks(config.eval.path, limit=config.eval.limit) if config.eval.path else []
+        log = resources.enter_context(RunLog(config.output, rollouts.renderer, steps_done=start.step, loggers=loggers))
+        suite = load_suite(config.eval) if config.eval.suite else None
 
         async def evaluate_now() -> Metrics:
-            return await _evaluation_metrics(evaluation_tasks, rollouts, config)
+            return await _evaluation_metrics(suite, rollouts, seed=config.eval.seed) if suite else {}
 
+        stream = TaskStream(_training_tasks(config), seed=config.train.seed, position=start.stream_position)
         yield Training(
-            rollouts=rollouts,
-            stream=TaskStream(_training_tasks(config), seed=config.train.seed, position=start.stream_position),
+            supply=Supply(
+                stream,
+                rollouts,
+                config.collect,
+                progress,
+                seed=config.train.seed,
+                max_staleness=config.train.max_staleness,
+                patience_s=config.train.outage_patience_s,
+                ahead=checkpoint.sampled_ahead(newest) if newest else None,
+            ),
             learner=learner,
             publisher=publisher,
             tokenizer=tokenizer,
@@ -81,18 +113,57 @@ async def open_training(config: Config, *, resume: bool, progress: Progress) -> 
             progress=progress,
             checkpoints=checkpoints,
             evaluate=evaluate_now,
-            config=config.model_dump(mode="json"),
+            alarm=RewardAlarm(config.alarm),
+            config=kept,
             step=start.step,
         )
 
 
+def serve_training(config: Config) -> None:
+    """What every process but the first does when several train (`distributed`), until the first is done."""
+    tokens = control_tokens(load_tokenizer(config.model.path), config.model.trigger)
+    newest = checkpoint.latest(config.output / "checkpoints")
+    serve(_learner(Learner, config, _starting_model(config, newest), tokens, newest))
+
+
+def _starting_model(config: Config, newest: Path | None) -> PreTrainedModel:
+    """The newest checkpoint's, but with LoRA, since that is merged: adapters go beside the same weights as before."""
+    return _model(config, config.model.path if newest is None or config.lora.rank else newest)
+
+
+def _learner(
+    kind: type[Learner], config: Config, model: PreTrainedModel, tokens: ControlTokens, newest: Path | None
+) -> Learner:
+    """At the newest checkpoint, if there is one. The model is taken over: a local policy has its copy by now."""
+    learner = kind(
+        model,
+        tokens,
+        config.objective,
+        config.optimiser,
+        temperature=config.rollout.temperature,
+        lora=config.lora,
+        compute_dtype=config.model.compute_dtype,
+        activation_checkpointing=config.model.activation_checkpointing,
+        device=config.model.device,
+    )
+    if newest:
+        checkpoint.restore(newest, learner)
+    return learner
+
+
 def _model(config: Config, path: Path) -> PreTrainedModel:
-    return load_model(path, dtype=config.model.dtype, device=config.model.device)
+    # Several processes deal the weights over their GPUs themselves; whole they may not fit on one.
+    return load_model(path, dtype=config.model.dtype, device=config.model.device if ranks() == 1 else "cpu")
 
 
-def _vllm(config: Config) -> VLLMPolicy:
-    section = config.policy
-    return VLLMPolicy(section.url, section.model, timeout_s=section.timeout_s, api_key=_revealed(section.api_key))
+def _vllm(options: PolicyOptions, *, unpublished: bool) -> VLLMPolicy:
+    return VLLMPolicy(
+        options.url,
+        options.model,
+        timeout_s=options.timeout_s,
+        api_key=_revealed(options.api_key),
+        unpublished=unpublished,
+    )
 
 
 def _revealed(secret: SecretStr | None) -> str | None:
@@ -102,19 +173,33 @@ def _revealed(secret: SecretStr | None) -> str | None:
 def _policy_and_publisher(
     config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Policy, WeightPublisher]:
-    if config.policy.kind == "local":
+    options = config.policy
+    if options.kind == "local":
         local = LocalPolicy(model)
         return local, LocalPublisher(local)
-    served = _vllm(config)
-    publisher = FilePublisher(
-        config.policy.url,
+    served = _vllm(options, unpublished=False)
+    publisher = ServedPublisher(
         served,
+        VLLMControl(options.url, api_key=_revealed(options.api_key), timeout_s=options.transfer_timeout_s),
+        _transfer(options, config.model.device),
         probe_ids=Random(0).choices(range(len(tokenizer)), k=PROBE_TOKENS),
-        max_difference=config.policy.max_difference,
-        directory=config.policy.weights_dir,
-        timeout_s=config.policy.timeout_s,
+        max_difference=options.max_difference,
+        timeout_s=options.transfer_timeout_s,
+        recovery_s=options.recovery_s,
     )
     return served, publisher
+
+
+def _transfer(options: PolicyOptions, device: str) -> Transfer:
+    match options.transfer:
+        case "file":
+            return FileTransfer(options.weights_dir)
+        case "gloo":
+            return Broadcast(partial(GlooGroup, host=options.rendezvous_host, timeout_s=options.transfer_timeout_s))
+        case "nccl":
+            return Broadcast(partial(NCCLGroup, device=torch.device(device)))
+        case "ipc":
+            return IPCTransfer()
 
 
 async def _rollouts(
@@ -139,6 +224,7 @@ async def _rollouts(
         grader=await resources.enter_async_context(Grader(workers=GRADERS)),
         options=options,
         concurrency=config.rollout.concurrency,
+        reward=config.reward,
     )
 
 
@@ -149,8 +235,6 @@ def _training_tasks(config: Config) -> list[Task]:
     return tasks
 
 
-async def _evaluation_metrics(tasks: Sequence[Task], rollouts: Rollouts, config: Config) -> Metrics:
-    if not tasks:
-        return {}
-    evaluation = await evaluate(tasks, rollouts, samples=config.eval.samples, seed=config.eval.seed)
-    return {f"eval/{name}": value for name, value in evaluation.report["overall"].items() if value is not None}
+async def _evaluation_metrics(suite: Suite, rollouts: Rollouts, *, seed: int) -> Metrics:
+    samples = await evaluate(suite.sets, rollouts, seed=seed)
+    return report_metrics(report(suite, samples, seed=seed))

@@ -84,20 +84,12 @@ def test_training_resuming_and_refusing_to_mix_runs(config: Path) -> None:
     assert (output / "checkpoints/step-000003/config.json").exists()
 
 
-def test_rollouts_and_evaluation_account_for_every_problem(config: Path) -> None:
+def test_rollouts_of_every_problem_are_kept_in_order(config: Path) -> None:
     folder = config.parent
-    tasks = folder / "tasks.jsonl"
-    played = command("rollout", config, "--tasks", tasks, "--out", folder / "played.jsonl", "--limit", 2)
+    played = command("rollout", config, "--tasks", folder / "tasks.jsonl", "--out", folder / "p.jsonl", "--n", 2)
     assert played.exit_code == 0, played.output
-    assert [row["task"]["task_id"] for row in lines(folder / "played.jsonl")] == ["t0", "t1"]
-
-    measured = command("eval", config, "--tasks", tasks, "--out", folder / "eval", "--samples", 2)
-    assert measured.exit_code == 0, measured.output
-    report = json.loads((folder / "eval/eval.json").read_text())
-    assert (report["overall"]["problems"], report["overall"]["trajectories"]) == (3, 6.0)
-    assert set(report["by_source"]) == {"sums"}
-    assert {"avg@2", "pass@1", "pass@2", "deferral_rate", "stop/void"} <= report["overall"].keys()
-    assert len(lines(folder / "eval/trajectories.jsonl")) == 6
+    assert [row["task"]["task_id"] for row in lines(folder / "p.jsonl")] == ["t0", "t0", "t1", "t1", "t2", "t2"]
+    assert '"trajectories": 6.0' in played.output
 
 
 def test_a_dry_run_says_what_would_be_done_and_starts_nothing(config: Path) -> None:

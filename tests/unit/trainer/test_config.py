@@ -25,7 +25,7 @@ def test_every_example_is_a_valid_configuration(example: Path) -> None:
 
 def test_what_is_left_out_has_a_default() -> None:
     config = parse_config(MINIMAL)
-    assert config.rollout.max_runs == 5
+    assert config.rollout.max_turns == 5
     assert config.objective.name == "ih_grpo"
     assert config.train.masked_stop_reasons == {StopReason.VOID, StopReason.DEADLINE}
 
