@@ -29,7 +29,7 @@ class Settings:
     steps: int = 80
     problems: int = 16
     """Of a step, with 8 trajectories each."""
-    learning_rates: tuple[float, ...] = (2e-4, 4e-4, 8e-4, 1.6e-3)
+    learning_rates: tuple[float, ...] = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)
     tuning_seeds: int = 2
     mark_every: int = 5
     compared_problems: int = 256
