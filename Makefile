@@ -15,7 +15,7 @@ SIDE_BY_SIDE   := -n 3 --dist loadfile --no-loadscope-reorder
 ALONE          := tests/sandbox/test_many_sessions.py tests/faults/test_checker.py tests/faults/test_scenarios.py tests/faults/test_short.py
 TRAINER_TESTS  := tests/unit/trainer tests/integration/trainer
 
-.PHONY: help setup setup-vllm setup-bench setup-browser demo test test-executor test-trainer lint typecheck format bench bench-executor bench-replicas soak test-faults up clean
+.PHONY: help setup setup-vllm setup-bench setup-browser demo test test-executor test-trainer lint typecheck format bench bench-executor bench-trainer bench-replicas soak test-faults up clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,12 +61,17 @@ format: ## let ruff put the code in order
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-bench: bench-executor setup-vllm ## the figures of benchmarks/RESULTS.md, beside their anchors
-	$(TPY) -m benchmarks.rollout
-	$(TPY) -m benchmarks.turn_synchronous
+bench: bench-executor bench-trainer ## the figures of benchmarks/RESULTS.md, beside their anchors; needs 14 GiB, as bench-trainer does
 
 bench-executor: setup-bench ## the executor beside ipykernel and nsjail per session, 1 to 3 servers, durability; ARGS="--rounds 3 --only replicas"
 	@.venv/envs/bench/bin/python -m benchmarks.executor $(ARGS)
+
+bench-trainer: setup-vllm ## rollouts, the batch loop, new weights, the fused head and memory; about 14 GiB for the head's naive anchor
+	@$(TPY) -m benchmarks.rollout
+	@$(TPY) -m benchmarks.turn_synchronous
+	@$(TPY) -m benchmarks.weights
+	@$(TPY) -m benchmarks.head
+	@$(TPY) -m benchmarks.memory
 
 bench-replicas: setup ## 1000 sessions on three servers, one of them killed: what clients see; ARGS="--sessions 100"
 	@$(PY) -m benchmarks.replicas $(ARGS)

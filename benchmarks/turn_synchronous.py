@@ -1,11 +1,11 @@
 """Our loop against the reference's, on the same trajectories: wall time of a batch, with a real executor.
 
-    .venv/envs/trainer/bin/python -m benchmarks.turn_synchronous [--rounds 2]
+    .venv/envs/trainer/bin/python -m benchmarks.turn_synchronous [--rounds 3]
 
 The reference (IH-GRPO's code, like SimpleTIR's) advances a whole batch turn by turn: nobody's code runs before the last
 turn has been sampled, nobody samples before the last code has run, and its sandbox client sleeps 2 s per snippet. Three
 loops play the same trajectories, token by token: ours, turn-synchronous, and turn-synchronous without the sleep, so
-that what the barrier costs is seen by itself.
+that what the barrier costs is seen by itself. Each round begins with another of them.
 
 The policy is a script: each turn has a length, drawn once, and takes that many times `TOKEN_S`, in all three loops
 alike. Of the runs most take no time, one in ten waits for up to 2 s, and one in fifty does not end and is stopped after
@@ -17,8 +17,8 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -72,7 +72,7 @@ class Script:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder, executor(Path(folder) / "data", Path(folder) / "log") as url:
         asyncio.run(_measure(url, rounds))
@@ -91,14 +91,20 @@ async def _measure(url: str, rounds: int) -> None:
         for number in range(rounds):
             seconds: dict[str, float] = {}
             transcripts: list[Transcript] = []
-            for name, loop in loops.items():
+            for name in _order(list(loops), number):
                 started_s = time.perf_counter()
-                transcripts.append(await loop(cellar))
+                transcripts.append(await loops[name](cellar))
                 seconds[name] = time.perf_counter() - started_s
             assert transcripts[0] == transcripts[1] == transcripts[2], "the loops played different trajectories"
-            ours, theirs, awake = seconds.values()
+            ours, theirs, awake = (seconds[name] for name in loops)
             ratios = f"{theirs:.1f} | {ours / theirs:.2f} | {awake:.1f} | {ours / awake:.2f}"
             print(f"| {number + 1} | {ours:.1f} | {ratios} | {os.getloadavg()[0]:.1f} |", flush=True)
+
+
+def _order(names: list[str], number: int) -> list[str]:
+    """Of a round: who comes first has the colder executor, and is another one each time."""
+    first = number % len(names)
+    return names[first:] + names[:first]
 
 
 async def _ours(script: Script, cellar: AsyncCellar) -> Transcript:
@@ -112,8 +118,7 @@ async def _ours(script: Script, cellar: AsyncCellar) -> Transcript:
 
 async def _turn_synchronous(script: Script, cellar: AsyncCellar, sleep_s: float) -> Transcript:
     contexts = [list(RENDERER.prompt_ids(task)) for task in TASKS]
-    async with AsyncExitStack() as stack:
-        notebooks = [await stack.enter_async_context(OPTIONS.notebook(cellar, seed=_seed(task))) for task in TASKS]
+    async with _notebooks(cellar) as notebooks:
         active = list(range(len(TASKS)))
         for turn in range(MAX_TURNS):
             completions = await asyncio.gather(*(_sample(script, contexts[i], TASKS[i], turn) for i in active))
@@ -127,6 +132,16 @@ async def _turn_synchronous(script: Script, cellar: AsyncCellar, sleep_s: float)
             for i, observation in zip(active, observations, strict=True):
                 contexts[i] += observation
     return contexts
+
+
+@asynccontextmanager
+async def _notebooks(cellar: AsyncCellar) -> AsyncIterator[list[Notebook]]:
+    """One for each task. All are closed at once: closing them in turn would take time that is not the barrier's."""
+    notebooks = [OPTIONS.notebook(cellar, seed=_seed(task)) for task in TASKS]
+    try:
+        yield notebooks
+    finally:
+        await asyncio.gather(*(notebook.__aexit__() for notebook in notebooks))
 
 
 async def _sample(script: Script, context: list[int], task: Task, turn: int) -> Completion:

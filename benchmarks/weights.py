@@ -10,7 +10,9 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 
 from cellar_trainer.policy.vllm import VLLMControl, VLLMPolicy
 from cellar_trainer.types import Metrics
-from cellar_trainer.weights import Broadcast, FileTransfer, GlooGroup, ServedPublisher, Transfer
+from cellar_trainer.weights import Broadcast, FileTransfer, GlooGroup, ServedPublisher, Transfer, WeightPublisher
 from tests.vllm_server import TinySource, tiny_vllm
 
 PROBE = range(64)
@@ -51,17 +53,25 @@ async def measure(url: str, model: str, rounds: int) -> None:
         name: ServedPublisher(policy, controls[name], way, probe_ids=PROBE, max_difference=1e-4)
         for name, way in ways.items()
     }
-    measured: dict[str, list[Metrics]] = {name: [] for name in ways}
-    for version in range(rounds + 1):
-        source = TinySource(version)
-        for name, publisher in publishers.items():
-            metrics = await publisher.publish(source, version)
-            if version:  # the first one also meets the server
-                measured[name].append(metrics)
+    measured = await publish_in_turn(publishers, rounds)
     for name, runs in measured.items():
         report(name, runs, controls[name])
         await publishers[name].close()
     await policy.close()
+
+
+async def publish_in_turn(publishers: Mapping[str, WeightPublisher], rounds: int) -> dict[str, list[Metrics]]:
+    """Every publish has weights of its own, or its proof would hold with those that were there before. The server
+    starts with those of seed 0."""
+    measured: dict[str, list[Metrics]] = {name: [] for name in publishers}
+    versions = count(1)
+    for number in range(rounds + 1):
+        for name, publisher in publishers.items():
+            version = next(versions)
+            metrics = await publisher.publish(TinySource(version), version)
+            if number:  # the first one also meets the server
+                measured[name].append(metrics)
+    return measured
 
 
 def report(name: str, runs: list[Metrics], control: TimedControl) -> None:

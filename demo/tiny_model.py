@@ -28,15 +28,13 @@ def byte_tokenizer(*phrases: str) -> PreTrainedTokenizerFast:
 
 
 def qwen3(tokenizer: PreTrainedTokenizerFast, *, seed: int, **shape: Any) -> Qwen3ForCausalLM:
-    """Two layers with heads of 32 and fresh weights of float32; `shape` is the rest of `Qwen3Config`."""
+    """Fresh weights of float32; `shape` goes to `Qwen3Config`, two layers with heads of 32 if it does not say."""
     torch.manual_seed(seed)
     config = Qwen3Config(
-        num_hidden_layers=2,
-        head_dim=32,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **shape,
+        **{"num_hidden_layers": 2, "head_dim": 32} | shape,
     )
     model: Qwen3ForCausalLM = Qwen3ForCausalLM(config).float()
     return model

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from cellar_client.errors import CellarError
+from cellar_client.errors import CellarError, SessionLost
 from cellar_client.operation import Operation
-from cellar_client.schemas import CellError, CreateSession, QueueCells, Run, RunRequest
+from cellar_client.schemas import CellError, CreateSession, Problem, QueueCells, Run, RunRequest, RunStatus
 from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.types import Completion, FinishReason, Sampling
 from tests.tiny_model import EOS, TRIGGER
@@ -58,27 +58,32 @@ def scripted_completion(
 
 @dataclass
 class InProcessSession:
-    """Cells that share their names, in this process."""
+    """Cells that share their names, in this process. One that raises `SystemExit` kills the session."""
 
     pending: list[str] = field(default_factory=list)
     names: dict[str, Any] = field(default_factory=dict)
     runs: int = 0
+    lost: bool = False
 
     async def run(self) -> Run:
         self.runs += 1
         code, self.pending = self.pending, []
         printed, error = io.StringIO(), None
+        status: RunStatus = "ok"
         with contextlib.redirect_stdout(printed):
             try:
                 for cell in code:
                     exec(cell, self.names)
+            except SystemExit:
+                self.lost, status = True, "killed"
             except Exception as failure:
+                status = "error"
                 error = CellError(type=type(failure).__name__, message=str(failure), traceback=repr(failure))
         return Run(
             run_id="r",
             session_id="s",
             generation=1,
-            status="error" if error else "ok",
+            status=status,
             cells=[],
             stdout=printed.getvalue(),
             error=error,
@@ -126,6 +131,8 @@ class InProcessCellar:
             self.sessions[cast(str, body.session_id)] = self.make()
             return None
         session = self.sessions[cast(str, operation.session_id)]
+        if session.lost:
+            raise SessionLost(Problem(title="lost", status=410, code="session_lost"))
         session.pending += [cell.code for cell in body.cells or ()] if isinstance(body, QueueCells) else _code(body)
         return await session.run() if isinstance(body, RunRequest) else None
 

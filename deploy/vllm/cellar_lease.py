@@ -5,7 +5,8 @@ waiting for ever. A pause is therefore a lease: each call of a route that steers
 came for `CELLAR_PAUSE_LEASE_S` seconds (60; 0 turns this off), an update that did not end is abandoned
 (`cellar_weights.CellarWeights`), its weights are labelled `incomplete`, and the server goes on.
 
-It also has these routes ask for the API key, if the server has one: vLLM's own `--api-key` leaves them open.
+It also has all routes that are not in `OPEN` ask for the API key, if the server has one: vLLM's own `--api-key` leaves
+them open.
 The lease lives in one process: use vLLM's default, one API server.
 """
 
@@ -24,8 +25,21 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 INCOMPLETE = "incomplete"
 """The label of weights that are partly of one version and partly of another; the trainer takes no token of them."""
-OPEN = ("/v1", "/v2", "/inference", "/cohere", "/health", "/metrics", "/ping", "/version", "/load")
-"""What is not steering: guarded by vLLM, or harmless."""
+OPEN = {"v1", "v2", "inference", "cohere", "health", "metrics", "ping", "version", "load"}
+"""First segments of the routes that need no key from here: guarded by vLLM, or harmless."""
+STEERING = {
+    "/pause",
+    "/resume",
+    "/init_weight_transfer_engine",
+    "/start_weight_update",
+    "/update_weights",
+    "/finish_weight_update",
+    "/update_weight_version",
+    "/reset_prefix_cache",
+    "/collective_rpc",
+}
+"""What a trainer calls while it brings new weights. Nothing else is a sign of its life: a request for tokens, for
+example, hangs for as long as the pause does."""
 
 _log = logging.getLogger("vllm.cellar_lease")
 
@@ -40,11 +54,14 @@ class PauseLease:
         self._release: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "OPTIONS" or scope["path"].startswith(OPEN):
+        if scope["type"] != "http" or scope["method"] == "OPTIONS":
+            return await self._app(scope, receive, send)
+        route = _route(scope)
+        if route.removeprefix("/").partition("/")[0] in OPEN:
             return await self._app(scope, receive, send)
         if not _has_key(scope):
             return await _refuse(send)
-        if scope["method"] == "GET":  # who only looks does not renew
+        if scope["method"] != "POST" or route not in STEERING:
             return await self._app(scope, receive, send)
         if self._release is not None:  # nobody pauses a server that is just being set going
             await self._release
@@ -78,6 +95,12 @@ async def _release(engine: Any, lease_s: float) -> None:
         await engine.resume_generation()
     except Exception:
         _log.exception("the server could not be set going again; it has to be restarted")
+
+
+def _route(scope: Scope) -> str:
+    """The path by which Starlette's router goes: without `--root-path`, where the request has it."""
+    path, root = str(scope["path"]), str(scope.get("root_path") or "")
+    return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path
 
 
 def _has_key(scope: Scope) -> bool:

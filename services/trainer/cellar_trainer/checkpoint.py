@@ -2,7 +2,7 @@
 
 step-000010/             a Hugging Face model folder, which vLLM serves as it is
     config.json model.safetensors tokenizer.json ...
-    training.pt          optimiser, learning-rate schedule, random number generators
+    training.pt          optimiser, learning-rate schedule, random number generator
     progress.json        step, position in the stream of tasks, the configuration
     ahead.json           trajectories that were sampled ahead and not yet learned from, if there are any
 """
@@ -45,18 +45,22 @@ def save(
     ahead: Collection | None = None,
     keep: int,
 ) -> Path:
-    """Write a checkpoint aside and move it into place; then delete all but the newest `keep`."""
+    """Write a checkpoint aside and move it into place; then delete all but the newest `keep`.
+
+    A step that is there already is left as it is: that of a finished run which was resumed.
+    """
     final = directory / f"{PREFIX}{position.step:06d}"
+    if final.exists():
+        return final
     aside = directory / f"{PARTIAL}{final.name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     learner.save_model(aside)
     tokenizer.save_pretrained(aside)
-    torch.save({"learner": learner.state_dict(), "rng": _rng_state()}, aside / "training.pt")
+    torch.save({"learner": learner.state_dict(), "rng": {"cpu": torch.get_rng_state()}}, aside / "training.pt")
     (aside / "progress.json").write_text(json.dumps(asdict(position), indent=2))
     if ahead is not None:
         (aside / "ahead.json").write_bytes(COLLECTION.dump_json(ahead))
-    shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
     for old in _finished(directory)[:-keep]:
         shutil.rmtree(old)
@@ -79,21 +83,14 @@ def sampled_ahead(checkpoint: Path) -> Collection | None:
 
 
 def restore(checkpoint: Path, learner: Learner) -> None:
-    """Give `learner`, whose model comes from `checkpoint`, and this process's generators the rest of their state."""
+    """Give `learner`, whose model comes from `checkpoint`, and this process's generator the rest of their state.
+
+    The generator is the CPU's: nothing draws from a GPU's. Raises what `Learner.load_state_dict` does.
+    """
     state = torch.load(checkpoint / "training.pt", weights_only=True, map_location="cpu", mmap=True)
     learner.load_state_dict(state["learner"])
-    _set_rng_state(state["rng"])
+    torch.set_rng_state(state["rng"]["cpu"])
 
 
 def _finished(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"{PREFIX}*"))
-
-
-def _rng_state() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -92,9 +92,9 @@ def evaluate(
     from cellar_trainer.config import ConfigError, load_config
 
     options = {"eval.suite": suite, "eval.data": data, "eval.n": n, "eval.limit": limit}
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    given = {key: value for key, value in options.items() if value is not None}
     with _one_line_errors():
-        config = load_config(config_path, [*(changes or []), *given])
+        config = load_config(config_path, changes or [], given)
         if config.eval.suite is None:
             raise ConfigError("eval.suite: name a suite or a task file here, or with --suite")
         _run(_evaluate(config, out))
@@ -195,17 +195,18 @@ async def _play(config: Any, tasks: str, limit: int | None, n: int, out: Path) -
 
 
 async def _evaluate(config: Any, out: Path) -> None:
-    from cellar_trainer.evaluation.journal import Journal, settings
+    from cellar_trainer.evaluation.journal import Journal, OtherEvaluation, settings
     from cellar_trainer.evaluation.markdown import SET_COLUMNS, markdown, set_rows
     from cellar_trainer.evaluation.play import evaluate as play
     from cellar_trainer.evaluation.report import report as make_report
     from cellar_trainer.evaluation.suites import load_suite
     from cellar_trainer.progress import Progress
-    from cellar_trainer.wiring import open_rollouts
+    from cellar_trainer.wiring import open_rollouts, weight_label
 
     progress = Progress()
     suite = load_suite(config.eval)
-    asked = settings(config, suite)
+    weights = await weight_label(config)
+    asked = settings(config, suite, weights)
     with Journal(out, asked) as journal:
         if journal.samples:
             progress.say(f"{len(journal.samples)} trajectories are in {out} already")
@@ -219,6 +220,8 @@ async def _evaluate(config: Any, out: Path) -> None:
                     keep=lambda sample, trajectory: journal.add(sample, trajectory, rollouts.renderer),
                     on_done=count,
                 )
+    if (now := await weight_label(config)) != weights:
+        raise OtherEvaluation(f"{out}: the policy's weights became {now} in the middle, and were {weights}")
     report = make_report(suite, samples, seed=config.eval.seed)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (out / "report.md").write_text(markdown(report, asked), encoding="utf-8")
@@ -254,6 +257,7 @@ def _one_line_errors() -> Iterator[None]:
     from cellar_trainer.loggers import LoggerUnavailable
     from cellar_trainer.model import ModelUnusable
     from cellar_trainer.policy.protocol import PolicyUnavailable
+    from cellar_trainer.rewards import GraderUnavailable
     from cellar_trainer.rollout import RolloutFailed
     from cellar_trainer.tasks import TaskFileError
     from cellar_trainer.weights import PublishFailed
@@ -264,6 +268,7 @@ def _one_line_errors() -> Iterator[None]:
         _fail(str(error), 2)
     except (
         CellarError,
+        GraderUnavailable,
         ModelUnusable,
         OtherEvaluation,
         PolicyUnavailable,

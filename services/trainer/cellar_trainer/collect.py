@@ -8,7 +8,8 @@ next task is started.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Annotated, Literal, NamedTuple, get_args
@@ -90,7 +91,7 @@ class Rollouts:
                 on_done(done, len(jobs))
             return result
 
-        async with asyncio.TaskGroup() as together:
+        async with tasks_together() as together:
             running = [together.create_task(one(task, seed)) for task, seed in jobs]
         results = [r.result() for r in running]
         _raise_if_all_failed(results)
@@ -174,7 +175,7 @@ async def collect(
     `RolloutFailed` when every rollout failed.
     """
     collecting = _Collecting(stream, rollouts, options, seed, oldest_version, on_done)
-    async with asyncio.TaskGroup() as together:
+    async with tasks_together() as together:
         collecting.start(together)
     _raise_if_all_failed(collecting.results)
     collection = collecting.collection()
@@ -265,6 +266,22 @@ class _Collecting:
         if flawed and not any(siblings.survivors for siblings in self.siblings):
             return len(self.siblings)
         return self.options.tasks + min(flawed, self.options.max_refills)
+
+
+@asynccontextmanager
+async def tasks_together() -> AsyncIterator[asyncio.TaskGroup]:
+    """A group of tasks that raises what a task raised rather than a group of it, unless that has several kinds.
+
+    What further tasks raised is its cause.
+    """
+    try:
+        async with asyncio.TaskGroup() as together:
+            yield together
+    except ExceptionGroup as group:
+        first, *others = group.exceptions
+        if any(type(other) is not type(first) for other in others):
+            raise
+        raise first from (group.derive(others) if others else first.__cause__)
 
 
 def _raise_if_all_failed(results: Sequence[Trajectory | RolloutFailed]) -> None:

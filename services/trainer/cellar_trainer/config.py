@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from cellar_client.schemas import Seconds
 from cellar_trainer.alarm import AlarmOptions
 from cellar_trainer.collect import CollectOptions
 from cellar_trainer.evaluation.options import EvalOptions
@@ -64,19 +65,19 @@ class ExecutorSection:
 class RolloutSection:
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the sampling; the objective's log-probabilities are those after it."""
-    max_turn_tokens: int = 8000
+    max_turn_tokens: Annotated[int, Field(ge=1)] = 8000
     """Longest turn."""
-    max_context_tokens: int = 16_000
+    max_context_tokens: Annotated[int, Field(ge=1)] = 16_000
     """Of the whole trajectory, its prompt included. What does not fit ends the trajectory."""
     max_turns: Annotated[int, Field(ge=1)] = 5
     """Turns that are sampled; the run that the last one asks for is still made, and may print the answer."""
-    max_runs: int | None = None
+    max_runs: Annotated[int, Field(ge=0)] | None = None
     """Asking for one run more ends the trajectory. Without it only turns are limited."""
-    deadline_s: float = 600.0
+    deadline_s: Seconds = 600.0
     """For a whole trajectory, its waiting for services included."""
-    cell_timeout_s: float = 3.0
+    cell_timeout_s: Seconds = 3.0
     """For each block. One that takes longer is stopped, and the model sees that it was."""
-    memory_mb: int | None = None
+    memory_mb: Annotated[int, Field(ge=32)] | None = None
     """Of a session; the executor's own limit when left out."""
     stop_on_printed_answer: bool = True
     """A run that prints `\\boxed{...}` ends the trajectory with that answer."""
@@ -86,7 +87,7 @@ class RolloutSection:
     """Blocks that are one block cut up count as no deferral. They run all the same."""
     atomic_runs: bool = False
     """A run that fails leaves the session as it was before it; costs a replay of earlier cells."""
-    concurrency: int = 128
+    concurrency: Annotated[int, Field(ge=1)] = 128
     """Trajectories that are played at once."""
 
     def options(self, tokens: ControlTokens) -> RolloutOptions:
@@ -145,22 +146,55 @@ class Config(BaseModel):
     log: LogOptions = field(default_factory=LogOptions)
 
     @model_validator(mode="after")
+    def _overlap_is_allowed(self) -> Self:
+        if self.train.overlap != "off" and self.train.max_staleness == 0:
+            raise ValueError("train.overlap samples with weights one step old: train.max_staleness has to be 1 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _a_silent_server_is_noticed(self) -> Self:
+        if self.policy.timeout_s >= self.rollout.deadline_s:
+            raise ValueError(
+                "policy.timeout_s has to be less than rollout.deadline_s: else a model server that does not answer "
+                "looks like a trajectory that took too long"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_has_problems(self) -> Self:
+        if self.train.evaluate_every > 0 and not self.eval.suite:
+            raise ValueError("train.evaluate_every: name the problems in eval.suite")
+        return self
+
+    @model_validator(mode="after")
+    def _transfer_has_a_gpu(self) -> Self:
+        if self.policy.kind == "vllm" and self.policy.transfer in ("ipc", "nccl") and self.model.device == "cpu":
+            raise ValueError(f'policy.transfer = "{self.policy.transfer}" needs model.device = "cuda"')
+        return self
+
+    @model_validator(mode="after")
     def _gate_can_be_sampled(self) -> Self:
         if self.objective.name == "eh_grpo" and self.policy.kind != "local":
             raise ValueError('objective.name = "eh_grpo" needs policy.kind = "local": vLLM knows of no explicit gate')
         return self
 
 
-def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
-    """Read a TOML file and apply `key=value` changes, as in `optimiser.learning_rate=1e-5`. Raises `ConfigError`."""
+def load_config(path: Path, changes: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
+    """Read a TOML file and apply `key=value` changes, as in `optimiser.learning_rate=1e-5`, and then `values`, which
+    are taken as they are, by key. Raises `ConfigError`."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     for change in changes:
-        _apply(tables, change)
+        key, separator, text = change.partition("=")
+        if not separator:
+            raise ConfigError(f"{change!r} is not of the form key=value")
+        _set(tables, key.strip(), _toml_value(text.strip()))
+    for key, value in (values or {}).items():
+        _set(tables, key, value)
     return parse_config(tables)
 
 
@@ -172,17 +206,14 @@ def parse_config(tables: Mapping[str, Any]) -> Config:
         raise ConfigError("\n".join(_explain(mistake["loc"], mistake["msg"]) for mistake in error.errors())) from error
 
 
-def _apply(tables: dict[str, Any], change: str) -> None:
-    key, separator, text = change.partition("=")
-    if not separator:
-        raise ConfigError(f"{change!r} is not of the form key=value")
-    *sections, name = key.strip().split(".")
+def _set(tables: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
     table = tables
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{key}: {section} is not a section")
-    table[name] = _toml_value(text.strip())
+    table[name] = value
 
 
 def _toml_value(text: str) -> Any:

@@ -6,6 +6,7 @@ One JSON line in, `[answer, expected]`, one JSON line out, the outcome. Imports 
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -14,6 +15,11 @@ from typing import Any
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
 _MEMORY_BYTES = 2**30
+_GAP = r"(?:[\s$~]|\\[ ,;:]|\\q?quad)+"
+_SIDE_BY_SIDE = re.compile(rf"(?<![\^_\d.])(?<!frac)(?<!frac )\d+(?:\.\d+)?{_GAP}\.?\d")
+"""Two bare numbers; those of `\\frac 1 2` and `\\log_2 8` have something that joins them."""
+_WORD = re.compile(r"\\(?:text\w*|math(?:rm|bf|it)|mbox)\s*\{\s*([A-Za-z][A-Za-z ]+?)[\s.]*\}|([A-Za-z]{3,})")
+"""A word, or several, in a command for text; bare ones of two letters are products or segments."""
 _EXTRACTION = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
 
 
@@ -33,18 +39,28 @@ def main(give_up_s: int) -> None:
 
 
 def compare(answer: str, expected: str) -> str:
+    if (word := _word(expected)) is not None:  # math-verify takes "evil" and "live" for the same product of letters
+        return "correct" if word == (_word(answer) or answer.strip().casefold()) else "wrong"
     gold, target = _parse(expected), _parse(answer)
     if verify(gold, target, timeout_seconds=None):
         return "correct"
     return "wrong" if _understood(gold) and _understood(target) else "unparsed"
 
 
+def _word(text: str) -> str | None:
+    """What `text` says, when it is words and no mathematics."""
+    match = _WORD.fullmatch(text.strip(" $.\n\t"))
+    return (match[1] or match[2]).casefold() if match else None
+
+
 def _parse(text: str) -> list[Any]:
+    """The readings of a text, the text itself among them."""
+    if _SIDE_BY_SIDE.search(text):  # math-verify takes "1 2" for a mixed number, which is 3
+        return [text.strip()]
     return list(parse("\\boxed{" + text + "}", _EXTRACTION, parsing_timeout=None))
 
 
 def _understood(parsed: list[Any]) -> bool:
-    """math-verify always gives the text itself as well."""
     return any(not isinstance(reading, str) for reading in parsed)
 
 

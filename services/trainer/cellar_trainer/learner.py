@@ -1,7 +1,7 @@
 """One optimiser step from packed trajectories: the only place where gradients are made."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -98,25 +98,27 @@ class Learner:
         self._adapted = lora.rank > 0
         self._forward = _Forward(model, tokens, objective, temperature, getattr(torch, compute_dtype))
         if ranks() > 1:
-            shard(self._forward, decoder_layers(model), device or model.device.type, methods=("score",))
+            # By itself the gate too: it may be of another type than what is beside it.
+            gate = gate_of(model)
+            parts = [*decoder_layers(model), *([gate] if gate is not None else [])]
+            shard(self._forward, parts, device or model.device.type, methods=("score",))
         self._trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self._optimiser = AdamW(
             self._trained.values(), lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
         )
-        warmup = options.warmup_steps
-        self._schedule = LambdaLR(self._optimiser, lambda step: min(1.0, (step + 1) / (warmup + 1)))
+        self._schedule = LambdaLR(self._optimiser, self._warmed)
 
     def learn(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Train on all batches once, in `minibatches` optimiser steps, each of which minimises its weighted loss.
 
         Every process is given all batches, and computes its share of them. Returns the objective's measures;
         `policy_loss`, `hierarchical_loss` and their sum `loss`, means over optimiser steps; `grad_norm` (the largest,
-        before clipping), `tokens_trained` and `learning_rate`; nothing when there are no batches. The value of
-        `hierarchical_loss`, and so of `loss`, has no meaning (docs/algorithm.md).
+        before clipping), `tokens_trained` and `learning_rate` (the last step's); nothing when there are no batches. The
+        value of `hierarchical_loss`, and so of `loss`, has no meaning (docs/algorithm.md).
         """
         measures: dict[str, Measure] = {}
         norms: list[float] = []
-        tokens = 0.0
+        tokens = learning_rate = 0.0
         for minibatch in _split(batches, self._options.minibatches):
             totals = step_totals((batch.loss_mask_BT, batch.sequences_BT) for batch in minibatch)
             share, missing = dealt(minibatch)
@@ -126,6 +128,7 @@ class Learner:
             for _ in range(missing):  # all ranks have to gather and sum as often
                 blank = _blank(minibatch[0])
                 self._backward(blank, torch.zeros_like(blank.loss_mask_BT))
+            learning_rate = self._learning_rate
             norms.append(self._update())
             tokens += totals.tokens
         if not norms:
@@ -139,7 +142,7 @@ class Learner:
             "hierarchical_loss": hierarchical_loss,
             "tokens_trained": tokens,
             "grad_norm": max(norms),
-            "learning_rate": float(self._schedule.get_last_lr()[0]),
+            "learning_rate": learning_rate,
         }
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -177,7 +180,12 @@ class Learner:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, which all processes are given whole. With LoRA the model is the one it started from."""
+        """Go on from `state`, which all processes are given whole. With LoRA the model is the one it started from.
+
+        The optimiser's options are this learner's, not those that `state` was made with. Raises `ModelUnusable` when
+        the adapters are others.
+        """
+        self._check_adapters(state["adapters"])
         for name, weight in state["adapters"].items():
             self._trained[name].copy_(share_of(weight, self._trained[name]))
         optimiser = dict(state["optimiser"])
@@ -186,8 +194,29 @@ class Learner:
             for number, weight in enumerate(self._trained.values())
             if number in optimiser["state"]
         }
+        optimiser["param_groups"] = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict(optimiser)
-        self._schedule.load_state_dict(state["schedule"])
+        self._schedule.load_state_dict({**state["schedule"], "base_lrs": self._schedule.base_lrs})
+        self._learning_rate = self._options.learning_rate * self._warmed(self._schedule.last_epoch)
+
+    def _check_adapters(self, saved: dict[str, Tensor]) -> None:
+        own = self._trained if self._adapted else {}
+        if _rank(saved) != _rank(own):
+            raise ModelUnusable(f"lora.rank: the checkpoint has adapters of rank {_rank(saved)}, not {_rank(own)}")
+        if saved.keys() != own.keys():
+            raise ModelUnusable("lora.target_modules or objective.name: the checkpoint was trained with others")
+
+    def _warmed(self, step: int) -> float:
+        return min(1.0, (step + 1) / (self._options.warmup_steps + 1))
+
+    @property
+    def _learning_rate(self) -> float:
+        """Of the next optimiser step."""
+        return float(self._optimiser.param_groups[0]["lr"])
+
+    @_learning_rate.setter
+    def _learning_rate(self, value: float) -> None:
+        self._optimiser.param_groups[0]["lr"] = value
 
     def _backward(self, batch: Batch, weights_BT: Tensor) -> dict[str, Measure]:
         """Add the batch's share of the optimiser step's gradient."""
@@ -256,6 +285,10 @@ class _Forward(nn.Module):
             hidden_BTD = hidden_states(self.model, inputs_BT.to(device), positions_BT.to(device))
         # Residuals stay as exact as the weights; the head multiplies in what it is given.
         return hidden_BTD if self._compute == torch.float32 else hidden_BTD.to(self._compute)
+
+
+def _rank(adapters: Mapping[str, Tensor]) -> int:
+    return next((weight.shape[0] for name, weight in adapters.items() if "lora_A" in name.split(".")), 0)
 
 
 def _warn_of_lost_updates(dtype: torch.dtype, learning_rate: float) -> None:

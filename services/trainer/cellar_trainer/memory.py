@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cellar_trainer.head import COLUMNS, ROWS
 from cellar_trainer.learner import ComputeType
-from cellar_trainer.lora import LoraOptions, add_adapters
+from cellar_trainer.lora import LoraOptions, add_adapters, merged_weights
 from cellar_trainer.model import decoder_layers, hidden_states
 
 HEAD_TILES = 4
@@ -44,9 +44,18 @@ def shape_model(path: Path, *, dtype: str, lora: LoraOptions) -> PreTrainedModel
 
 
 def predicted_memory(
-    model: PreTrainedModel, batch: Shape, *, compute_dtype: ComputeType, activation_checkpointing: bool, ranks: int
+    model: PreTrainedModel,
+    batch: Shape,
+    *,
+    compute_dtype: ComputeType,
+    activation_checkpointing: bool,
+    ranks: int,
+    sent_from_gpu: bool = False,
 ) -> dict[str, float]:
     """Bytes by use, in each of `ranks` processes, when they are most: at the head, with every layer's activations kept.
+
+    Weights that are `sent_from_gpu` are copied there, all at once, where they are not the model's own as they stand.
+    By then a step's gradients and activations are gone: what the copy takes beyond their room is `publishing`.
 
     `model` is from `shape_model`, and of no use afterwards.
     """
@@ -54,12 +63,13 @@ def predicted_memory(
     head = model.get_output_embeddings().weight
     layers = decoder_layers(model)
     gathered = 0 if ranks == 1 else max(_bytes(layer) for layer in layers) + weights - sum(map(_bytes, layers))
+    copied = _made_to_publish(model, ranks) if sent_from_gpu else 0
     hidden_size = head.shape[1] * batch.tokens
     kept: float = _kept_for_backward(model, batch, getattr(torch, compute_dtype))
     in_a_layer = kept / len(layers)
     if activation_checkpointing:
         kept = in_a_layer + len(layers) * hidden_size * head.dtype.itemsize
-    return {
+    use = {
         "weights": weights / ranks + gathered,
         "gradients": trained / ranks,
         "optimiser": 2 * trained / ranks,
@@ -67,10 +77,18 @@ def predicted_memory(
         # The tiles; hidden states and their gradient; the gradient of the head before it is added to the others.
         "head": 4 * (HEAD_TILES * ROWS * COLUMNS + 2 * hidden_size) + (head.nbytes if head.requires_grad else 0),
     }
+    return {**use, "publishing": max(0, copied - use["gradients"] - use["activations"] - use["head"])}
 
 
 def _bytes(module: nn.Module, *, trained_only: bool = False) -> int:
     return sum(weight.nbytes for weight in module.parameters() if weight.requires_grad or not trained_only)
+
+
+def _made_to_publish(model: PreTrainedModel, ranks: int) -> int:
+    """Bytes of published weights that are not the model's own: all that are gathered, or have adapters merged in."""
+    own = {weight.untyped_storage()._cdata for weight in model.parameters()}
+    published = [weight for _, weight in merged_weights(model)]
+    return sum(weight.nbytes for weight in published if ranks > 1 or weight.untyped_storage()._cdata not in own)
 
 
 def _kept_for_backward(model: PreTrainedModel, batch: Shape, compute_dtype: torch.dtype) -> int:

@@ -130,18 +130,26 @@ class RunLog:
 
 
 def write_line(file: TextIO, record: Mapping[str, Any]) -> None:
-    """One JSON object on one line, on disk at once: a run that is killed keeps its last finished step."""
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    """One JSON object on one line, on disk at once: a run that is killed keeps its last finished step.
+
+    In ASCII: there are characters besides the newline that end a line for somebody, and models write all of them.
+    """
+    file.write(json.dumps(record) + "\n")
     file.flush()
 
 
 def _open_after(path: Path, steps_done: int) -> TextIO:
-    """The file, to be appended to, with no line of a later step. A line that a kill cut short is of a later step."""
+    """The file, to be appended to, less the lines of later steps. A line that a kill cut short is of a later step."""
     if path.exists():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _is_of(line, steps_done)]
-        path.write_text("".join(kept), encoding="utf-8")
+        with path.open("rb+") as lines:
+            whole = 0
+            for line in lines:
+                if not _is_of(line, steps_done):
+                    break
+                whole += len(line)
+            lines.truncate(whole)
     return path.open("a", encoding="utf-8")
 
 
-def _is_of(line: str, steps_done: int) -> bool:
-    return line.endswith("\n") and int(json.loads(line)["step"]) <= steps_done
+def _is_of(line: bytes, steps_done: int) -> bool:
+    return line.endswith(b"\n") and int(json.loads(line)["step"]) <= steps_done

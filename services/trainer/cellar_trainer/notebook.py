@@ -2,6 +2,9 @@
 
 In as few requests as can be, since each costs the trainer's one thread a millisecond: a first run is one (the session
 is made, the blocks are queued, and they run), and so is a later one of a single block.
+
+A cell that kills its kernel takes the session with it, which is the cell's doing and not the executor's failure: the
+next run starts in a new session, as in a notebook whose kernel died.
 """
 
 import asyncio
@@ -11,14 +14,22 @@ from typing import Any, Self, cast
 from uuid import uuid4
 
 from cellar_client import AsyncCellar, calls
-from cellar_client.errors import CellarError
+from cellar_client.errors import CellarError, SessionLost
 from cellar_client.operation import Operation
 from cellar_client.schemas import Run
+
+MAX_BLOCKS, MAX_BLOCK_CHARS = 1000, 1_000_000
+"""Most blocks of one run, and longest block: the wire takes no more."""
 
 CLOSE_S = 10.0
 """Longest wait for a session to be deleted. One that is not deletes itself when it has been idle."""
 
 _log = logging.getLogger(__name__)
+
+
+def can_run(blocks: Sequence[str]) -> bool:
+    """Whether a run can be asked for with these blocks."""
+    return 0 < len(blocks) <= MAX_BLOCKS and all(len(block) <= MAX_BLOCK_CHARS for block in blocks)
 
 
 class Notebook:
@@ -50,9 +61,29 @@ class Notebook:
         }
         self._run: dict[str, Any] = {"timeout_s": cell_timeout_s, "atomic": atomic}
         self._session_id: str | None = None
+        self._may_have_died = False
+        """The last run may have ended the kernel."""
 
     async def run(self, blocks: Sequence[str]) -> Run:
-        """Run at least one block, until one fails. Raises `CellarError` when the executor failed, not the code."""
+        """Run what `can_run`, until one fails. Raises `CellarError` when the executor failed, not the code."""
+        try:
+            run = await self._run_blocks(blocks)
+        except SessionLost:
+            if not self._may_have_died:
+                raise
+            await self._restart()
+            run = await self._run_blocks(blocks)
+        # Of a run that was rolled back the state was rebuilt, which fails where earlier cells cannot be repeated.
+        self._may_have_died = run.status in ("timeout", "oom", "killed") or run.rolled_back
+        return run
+
+    async def _restart(self) -> None:
+        """Not a reset: that leaves what was queued before the loss was found out."""
+        assert self._session_id is not None, "it was lost"
+        await self._cellar.delete_session(self._session_id)
+        self._session_id, self._may_have_died = None, False
+
+    async def _run_blocks(self, blocks: Sequence[str]) -> Run:
         if self._session_id is None:
             # An id of our own: then a session can be closed whose making was interrupted.
             self._session_id = uuid4().hex

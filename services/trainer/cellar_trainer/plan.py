@@ -62,5 +62,6 @@ def _memory(config: Config) -> tuple[int, dict[str, float]]:
         compute_dtype=config.model.compute_dtype,
         activation_checkpointing=config.model.activation_checkpointing,
         ranks=launched_ranks(),
+        sent_from_gpu=config.policy.kind == "vllm" and config.policy.transfer in ("nccl", "ipc"),
     )
     return parameters, memory

@@ -23,7 +23,7 @@ _ATTEMPTS = 2
 
 
 class GraderUnavailable(Exception):
-    """The grading process does not start: a fault of the installation, never an answer that is wrong."""
+    """No grading process starts: a fault of the installation or its machine, never an answer that is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,12 @@ class _Worker:
     async def start(self) -> Process:
         give_up_s = math.ceil(self._timeout_s) + _ORPHAN_GRACE_S
         # Isolated and with an empty environment: what is compared was written by the model.
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", str(_CHILD), str(give_up_s), stdin=PIPE, stdout=PIPE, env={}
-        )
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", str(_CHILD), str(give_up_s), stdin=PIPE, stdout=PIPE, env={}
+            )
+        except OSError as error:
+            raise GraderUnavailable(f"no grading process can be started: {error}") from error
         ready = b""
         try:
             with suppress(TimeoutError):

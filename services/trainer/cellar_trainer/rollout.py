@@ -24,7 +24,7 @@ from typing import Literal, Protocol
 from cellar_client import AsyncCellar
 from cellar_client.errors import CellarError
 from cellar_client.schemas import Run
-from cellar_trainer.notebook import Notebook
+from cellar_trainer.notebook import Notebook, can_run
 from cellar_trainer.parsing import ParsedTurn, boxed_answer, parse_turn
 from cellar_trainer.policy.protocol import Policy, PolicyUnavailable
 from cellar_trainer.rendering import Renderer
@@ -133,7 +133,7 @@ def derive_seed(*parts: object) -> int:
 
 def verdict(turn: ParsedTurn, completion: Completion, runs: int, options: RolloutOptions) -> StopReason | None:
     """Whether a sampled turn ends the trajectory; None means that its blocks are to be run."""
-    asks_for_run = completion.stop_token_id == options.sampling.trigger_id and bool(turn.blocks)
+    asks_for_run = completion.stop_token_id == options.sampling.trigger_id and can_run(turn.blocks)
     gets_run = asks_for_run and (options.max_runs is None or runs < options.max_runs)
     if turn.answer is not None and (options.answer_outranks_run or not gets_run):
         return StopReason.ANSWERED

@@ -7,7 +7,8 @@ dealt again. They are summed, not averaged, because losses are weighted by the w
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -28,13 +29,14 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def shard(module: nn.Module, layers: Iterable[nn.Module], device_type: str, *, methods: Sequence[str] = ()) -> None:
-    """Deal the weights of `module` over the ranks: each layer's by itself, and what is left beside them.
+def shard(module: nn.Module, parts: Iterable[nn.Module], device_type: str, *, methods: Sequence[str] = ()) -> None:
+    """Deal the weights of `module` over the ranks: each part's by itself, and what is left beside them.
 
+    All weights of a part, and all that are left, have to be of one type.
     `methods` are those of `module` that read weights, besides `forward`.
     """
     mesh = init_device_mesh(device_type, (ranks(),))
-    for part in (*layers, module):
+    for part in (*parts, module):
         # Also the outermost, whose head is needed again at once, so that between two calls all weights are shares.
         sharded: FSDPModule = fully_shard(part, mesh=mesh, reshard_after_forward=True)
         sharded.set_gradient_divide_factor(1.0)
@@ -72,8 +74,14 @@ def merged_over_ranks(measures: dict[str, Measure]) -> dict[str, Measure]:
     if ranks() == 1:
         return measures
     gathered: list[dict[str, Measure]] = [{} for _ in range(ranks())]
-    dist.all_gather_object(gathered, measures)
+    dist.all_gather_object(gathered, {name: _in_main_memory(measure) for name, measure in measures.items()})
     merged: dict[str, Measure] = {}
     for part in gathered:
         merge(merged, part)
     return merged
+
+
+def _in_main_memory(measure: Any) -> Measure:
+    """On its own GPU each rank's would come out of the pickle again, and no two of them could be added."""
+    moved: Measure = replace(measure, **{field.name: getattr(measure, field.name).cpu() for field in fields(measure)})
+    return moved

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from cellar_trainer.collect import Collection, CollectOptions, Rollouts, TaskStream, collect
@@ -38,17 +38,18 @@ class Supply:
     async def take(self, step: int, heal: Callable[[], Awaitable[object]]) -> Collection:
         """What the step after `step` finished ones learns from: the collection sampled ahead, or one sampled now.
 
-        A service that is away fails every rollout, and a model server that was restarted samples with weights that are
-        too old. Then `heal` is to give the server its weights again, and the same tasks are played again with the same
-        seeds. Raises `RolloutFailed` when that has gone on for `patience_s`.
+        A service that is away fails every rollout, and so does a model server that was restarted and has lost its
+        weights. Then `heal` is to give them to it again, and the same tasks are played again with the same seeds.
+        Raises `RolloutFailed` when that has gone on for `patience_s`.
         """
         collection, self.ahead = self.ahead, None
-        deadline = time.monotonic() + self.patience_s
+        deadline: float | None = None
         while collection is None:
             try:
                 collection = await self._sample(step)
             except RolloutFailed as failure:
-                if time.monotonic() > deadline:
+                deadline = deadline or time.monotonic() + self.patience_s
+                if time.monotonic() >= deadline:
                     raise
                 _log.warning("%s; trying again until it has lasted %.0f s", failure, self.patience_s)
                 await asyncio.sleep(OUTAGE_PAUSE_S)
@@ -67,8 +68,7 @@ class Supply:
             await sampling
         finally:
             sampling.cancel()
-            with suppress(asyncio.CancelledError):
-                await sampling
+            await asyncio.wait({sampling})  # not to be waited for as itself: its error must not replace the body's
 
     async def _sample_ahead(self, step: int) -> None:
         try:

@@ -5,12 +5,13 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow
 import pyarrow.parquet
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cellar_trainer import hub
 from cellar_trainer.types import Task
@@ -18,6 +19,14 @@ from cellar_trainer.types import Task
 _log = logging.getLogger(__name__)
 
 NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+def _no_answer(value: Any) -> Any:
+    """Tables have nothing, or not-a-number, where there is no answer."""
+    return "" if value is None or (isinstance(value, float) and isnan(value)) else value
+
+
+Answer = Annotated[str, BeforeValidator(_no_answer)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +48,7 @@ class _Row(BaseModel):
 
 class _PlainRow(_Row):
     problem: NonEmpty
-    answer: str
+    answer: Answer
     id: NonEmpty | None = None
     source: str = ""
 
@@ -52,7 +61,7 @@ class _Message(_Row):
 
 
 class _RewardModel(_Row):
-    ground_truth: str
+    ground_truth: Answer
 
 
 class _ChatRow(_Row):

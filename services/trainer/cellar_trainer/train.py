@@ -8,12 +8,14 @@ silently left out; and where a trajectory that a service failed is dropped, not 
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from cellar_trainer import checkpoint
@@ -25,9 +27,12 @@ from cellar_trainer.metrics import RunLog, rollout_metrics, staleness_metrics
 from cellar_trainer.model import ControlTokens
 from cellar_trainer.packing import Batch, Layout, pack
 from cellar_trainer.progress import Progress
+from cellar_trainer.rollout import RolloutFailed
 from cellar_trainer.supply import Supply
 from cellar_trainer.types import Metrics, StopReason
-from cellar_trainer.weights import WeightPublisher
+from cellar_trainer.weights import PublishFailed, WeightPublisher
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +54,14 @@ class TrainOptions:
     """Whether the next step's trajectories are sampled while a step learns, by weights that are one step old. "between"
     sends new weights when these are all finished: a run can be repeated and resumed bit for bit. "in_flight" sends
     them at once: what is being sampled goes on with them."""
-    max_staleness: int = 1
-    """Steps by which the weights that sampled a token may be older than those that learn from it; what is older is
-    dropped. A model server that was restarted samples with weights of version 0."""
+    max_staleness: Annotated[int, Field(ge=0)] = 1
+    """Steps by which the weights that sampled a token may be older than those that learn from it; a trajectory with an
+    older token is dropped. Overlap needs 1."""
     outage_patience_s: float = 600.0
     """How long a service that fails every rollout is waited for."""
     checkpoint_every: int = 0
     """Steps; 0 writes one at the end only."""
-    checkpoints_kept: int = 2
+    checkpoints_kept: Annotated[int, Field(ge=1)] = 2
     """The newest; older ones are deleted."""
     evaluate_every: int = 0
     """Steps; 0 never evaluates."""
@@ -88,16 +93,34 @@ class Training:
 
 
 async def train(run: Training, options: TrainOptions) -> None:
-    """Train until `options.steps` steps are done, counting those of the runs that this one resumes."""
+    """Train until `options.steps` steps are done, counting those of the runs that this one resumes.
+
+    When a service is gone for good, what was learned is saved before its error is raised.
+    """
     await run.publish()
-    while run.step < options.steps:
-        started_s = time.perf_counter()
-        collection = await run.supply.take(run.step, heal=run.publish)
-        timings = {"policy_version": float(run.step), "collect_s": time.perf_counter() - started_s}
-        measured = await _learn(run, options, to_batches(run, options, collection))
-        timings["step_s"] = time.perf_counter() - started_s
-        await _finish_step(run, options, collection, {**measured, **timings})
-    if options.checkpoint_every == 0 or run.step % options.checkpoint_every:
+    try:
+        while run.step < options.steps:
+            await _step(run, options)
+    except (RolloutFailed, PublishFailed):
+        if run.step > 0:
+            _save(run, options)
+        raise
+    _save(run, options)
+
+
+async def _step(run: Training, options: TrainOptions) -> None:
+    before, started_s = run.step, time.perf_counter()
+    collection = await run.supply.take(run.step, heal=run.publish)
+    metrics = {"collect_s": time.perf_counter() - started_s}
+    try:
+        await _learn(run, options, to_batches(run, options, collection), metrics)
+        if _due(run.step, options.evaluate_every):
+            metrics |= await _evaluate(run)
+    finally:
+        if run.step > before:  # it was learned from, also when publishing failed then
+            metrics["step_s"] = time.perf_counter() - started_s
+            _log_step(run, options, collection, metrics)
+    if _due(run.step, options.checkpoint_every):
         _save(run, options)
 
 
@@ -109,41 +132,49 @@ def to_batches(run: Training, options: TrainOptions, collection: Collection) -> 
     return pack(examples, token_budget=options.token_budget, pad_id=run.tokens.pad_id, layout=options.layout)
 
 
-async def _learn(run: Training, options: TrainOptions, batches: list[Batch]) -> Metrics:
+async def _learn(run: Training, options: TrainOptions, batches: list[Batch], metrics: dict[str, float]) -> None:
     """Learn, and publish what was learned; with overlap, while the next step's trajectories are sampled."""
     if options.overlap == "off" or run.step + 1 == options.steps:
-        return await _learn_and_publish(run, batches)
+        await _learn_and_publish(run, batches, metrics)
+        return
     async with run.supply.sampling_ahead(run.step + 1) as sampling:
-        return await _learn_and_publish(run, batches, after=sampling if options.overlap == "between" else None)
+        await _learn_and_publish(run, batches, metrics, after=sampling if options.overlap == "between" else None)
 
 
-async def _learn_and_publish(run: Training, batches: list[Batch], after: Awaitable[None] | None = None) -> Metrics:
+async def _learn_and_publish(
+    run: Training, batches: list[Batch], metrics: dict[str, float], after: Awaitable[None] | None = None
+) -> None:
     started_s = time.perf_counter()
     # In a thread: rollouts that go on meanwhile need the event loop.
-    learned = await asyncio.to_thread(run.learner.learn, batches)
+    metrics |= await asyncio.to_thread(run.learner.learn, batches)
     learned_s = time.perf_counter()
     if after is not None:
         await after
-    waited_s = time.perf_counter()
+    metrics |= {"learn_s": learned_s - started_s, "overlap_wait_s": time.perf_counter() - learned_s}
     run.step += 1
-    published = await run.publish()
-    return {**learned, **published, "learn_s": learned_s - started_s, "overlap_wait_s": waited_s - learned_s}
+    metrics |= await run.publish()
 
 
-async def _finish_step(run: Training, options: TrainOptions, collection: Collection, metrics: Metrics) -> None:
-    played = {
+async def _evaluate(run: Training) -> Metrics:
+    """Training does not end because nobody could be asked how well it goes."""
+    try:
+        return await run.evaluate()
+    except RolloutFailed as failure:
+        _log.warning("step %d is not evaluated: %s", run.step, failure)
+        return {}
+
+
+def _log_step(run: Training, options: TrainOptions, collection: Collection, metrics: Metrics) -> None:
+    measured = {
         **rollout_metrics(collection.trajectories),
         **staleness_metrics(collection.trajectories, run.step - 1),
         **{f"dropped/{reason}": float(collection.dropped[reason]) for reason in DROPPED},
+        **run.alarm.step(collection),
+        **metrics,
     }
-    measured = {**played, **run.alarm.step(collection), **metrics}
-    if _due(run.step, options.evaluate_every):
-        measured |= await run.evaluate()
     run.log.trajectories(run.step, collection.trajectories)
     run.log.step(run.step, measured)
     run.progress.step(run.step, options.steps, measured)
-    if _due(run.step, options.checkpoint_every):
-        _save(run, options)
 
 
 def _due(step: int, every: int) -> bool:

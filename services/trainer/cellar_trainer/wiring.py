@@ -27,7 +27,8 @@ from cellar_trainer.model import ControlTokens, control_tokens, load_model, load
 from cellar_trainer.policy.local import LocalPolicy
 from cellar_trainer.policy.options import PolicyOptions
 from cellar_trainer.policy.protocol import Policy
-from cellar_trainer.policy.vllm import VLLMControl, VLLMPolicy
+from cellar_trainer.policy.vllm import RouteMissing, VLLMControl, VLLMPolicy
+from cellar_trainer.policy.vllm.wire import UNPUBLISHED
 from cellar_trainer.progress import Progress
 from cellar_trainer.rendering import Renderer
 from cellar_trainer.rewards import Grader
@@ -65,14 +66,29 @@ async def open_rollouts(config: Config) -> AsyncIterator[Rollouts]:
         yield await _rollouts(config, policy, tokenizer, control_tokens(tokenizer, config.model.trigger), resources)
 
 
+async def weight_label(config: Config) -> str:
+    """Which weights `open_rollouts` samples from: the server's own label, or "local". Raises `PolicyUnavailable`."""
+    if config.policy.kind == "local":
+        return "local"
+    control = VLLMControl(config.policy.url, api_key=_revealed(config.policy.api_key))
+    try:
+        return await control.weight_label()
+    except RouteMissing:  # then nobody can have published to it
+        return UNPUBLISHED
+    finally:
+        await control.close()
+
+
 @asynccontextmanager
 async def open_training(config: Config, *, resume: bool, progress: Progress) -> AsyncIterator[Training]:
     """A run at its start, or, to `resume`, at its newest checkpoint. Raises `ConfigError` rather than mix two runs."""
     checkpoints = config.output / "checkpoints"
     newest = checkpoint.latest(checkpoints)
-    if not resume and (config.output / "metrics.jsonl").exists():
+    if not resume and (newest or (config.output / "metrics.jsonl").exists()):
         raise ConfigError(f"output: {config.output} holds a run already: resume it, or name another folder")
     start = checkpoint.position(newest) if newest else checkpoint.Position()
+    tasks = _training_tasks(config)  # before anything is written: a typo must not occupy the folder
+    suite = load_suite(config.eval) if config.eval.suite else None
     tokenizer = load_tokenizer(config.model.path)
     tokens = control_tokens(tokenizer, config.model.trigger)
     kept = config.model_dump(mode="json")
@@ -88,12 +104,11 @@ async def open_training(config: Config, *, resume: bool, progress: Progress) -> 
             resources.callback(learner.dismiss)
         rollouts = await _rollouts(config, policy, tokenizer, tokens, resources)
         log = resources.enter_context(RunLog(config.output, rollouts.renderer, steps_done=start.step, loggers=loggers))
-        suite = load_suite(config.eval) if config.eval.suite else None
 
         async def evaluate_now() -> Metrics:
             return await _evaluation_metrics(suite, rollouts, seed=config.eval.seed) if suite else {}
 
-        stream = TaskStream(_training_tasks(config), seed=config.train.seed, position=start.stream_position)
+        stream = TaskStream(tasks, seed=config.train.seed, position=start.stream_position)
         yield Training(
             supply=Supply(
                 stream,
@@ -197,7 +212,7 @@ def _transfer(options: PolicyOptions, device: str) -> Transfer:
         case "gloo":
             return Broadcast(partial(GlooGroup, host=options.rendezvous_host, timeout_s=options.transfer_timeout_s))
         case "nccl":
-            return Broadcast(partial(NCCLGroup, device=torch.device(device)))
+            return Broadcast(partial(NCCLGroup, device=torch.device(device)), from_gpu=True)
         case "ipc":
             return IPCTransfer()
 
@@ -209,10 +224,16 @@ async def _rollouts(
     tokens: ControlTokens,
     resources: AsyncExitStack,
 ) -> Rollouts:
-    """Raises `PolicyUnavailable` or `CellarError` when one of the services is not there or not as it has to be."""
+    """Raises `PolicyUnavailable` or `CellarError` when one of the services is not there or not as it has to be, and
+    `ConfigError` for rollouts that a local model's context has no room for."""
     options = config.rollout.options(tokens)
     if isinstance(policy, VLLMPolicy):
         await policy.check(options.sampling)
+    elif isinstance(policy, LocalPolicy) and options.max_context_tokens > policy.context_tokens:
+        raise ConfigError(
+            f"rollout.max_context_tokens: {options.max_context_tokens} exceed the model's context of"
+            f" {policy.context_tokens}"
+        )
     cellar = await resources.enter_async_context(
         AsyncCellar(config.executor.url, api_key=_revealed(config.executor.api_key))
     )

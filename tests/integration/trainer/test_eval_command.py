@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cellar_trainer.cli import app
+from cellar_trainer.config import Config
 from tests.executor_process import ExecutorProcess
 from tests.tiny_model import save_tiny_model
 
@@ -127,6 +128,8 @@ def test_mistakes_are_one_clear_line(folder: Path) -> None:
     for arguments, status, message in (
         (["--suite", "math7"], 1, "math7: no such suite, file or folder; suites are math6"),
         (["--suite", "math6"], 1, "aime24.parquet"),
+        (["--suite", "2024"], 1, "2024: no such suite, file or folder"),
+        (["--suite", "math6", "--data", "2026-11-21"], 1, "2026-11-21/aime24.parquet"),
         (["--n", "0"], 2, "Invalid value for '--n'"),
     ):
         found, output = run(folder, "none", *arguments)
@@ -140,3 +143,20 @@ def test_a_folder_in_which_nothing_could_be_played_is_free_for_other_settings(fo
     status, output = run(folder, "out", "--limit", "1", "--n", "1")
     assert status == 0, output
     assert rows(folder, "out").keys() == {("sums", "sums:1", 0), ("differences", "differences:1", 0)}
+
+
+def test_weights_that_change_end_an_evaluation_and_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = iter(["7", "8", "8", "7", "7"])
+
+    async def label(config: Config) -> str:
+        return next(labels)
+
+    monkeypatch.setattr("cellar_trainer.wiring.weight_label", label)
+    for status, message in (
+        (1, "the policy's weights became 8 in the middle, and were 7"),
+        (1, "policy.weights is 8, was 7"),
+        (0, "24 trajectories are in"),
+    ):
+        found, output = run(folder, "out")
+        assert (found, message in output) == (status, True), output
+    assert "weights 7, temperature" in (folder / "out/report.md").read_text()

@@ -77,6 +77,30 @@ async def test_a_cell_that_does_not_end_is_a_timeout_that_the_model_sees(executo
     assert trajectory.stop_reason is StopReason.ANSWERED
 
 
+@pytest.mark.parametrize(
+    ("deadly", "shown_as"),
+    [
+        ("import os\nos._exit(1)", "killed"),
+        ("import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass", "timeout"),
+    ],
+)
+async def test_a_cell_that_kills_its_kernel_is_shown_and_the_trajectory_is_played_on_and_graded(
+    executor: ExecutorProcess, deadly: str, shown_as: str
+) -> None:
+    turns = [call("x = 1"), call(deadly), call("y = 2", "print(y)"), call("print(x)"), answer("1")]
+    options = RolloutOptions(Sampling(2000, stop_token_ids=STOPS, trigger_id=STOPS[0]), cell_timeout_s=0.5)
+    async with AsyncCellar(executor.url) as cellar, Grader() as grader:
+        policy = ScriptedPolicy(TOKENIZER, turns)
+        [trajectory] = await Rollouts(policy, cellar, RENDERER, grader, options, concurrency=1).play([(TASK, 0)])
+        assert await sessions(cellar) == 0
+    assert trajectory is not None
+    assert trajectory.correct
+    _, died, after, lost = observations(trajectory)
+    assert shown_as in died
+    assert after == "\nCode execution result: 2\n</tool_call>\n"
+    assert "NameError" in lost
+
+
 async def test_random_numbers_repeat_with_the_seed_of_the_trajectory(executor: ExecutorProcess) -> None:
     turn = call("import random\nprint(random.random())")
     shown = [observations(await play(executor.url, turn, answer("1"), seed=seed)) for seed in (1, 1, 2)]

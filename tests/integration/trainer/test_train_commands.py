@@ -107,7 +107,7 @@ def test_a_dry_run_says_what_would_be_done_and_starts_nothing(config: Path) -> N
         ("tasks.path=none.jsonl", 1, "none.jsonl"),
         ("model.trigger=xyz", 1, "the trigger 'xyz' is 3 tokens"),
         ("executor.url=http://127.0.0.1:9", 1, "127.0.0.1"),
-        ("policy.kind=vllm", 1, "no connection to the model server"),
+        ("policy.kind=vllm", 1, "no answer from the model server"),
     ],
 )
 def test_a_mistake_is_one_clear_line(config: Path, change: str, status: int, message: str) -> None:
@@ -128,10 +128,10 @@ def test_help_answers_without_loading_torch() -> None:
 def test_training_with_a_real_vllm(tmp_path: Path, executor: ExecutorProcess, vllm_server: VLLMServer) -> None:
     config = configure(tmp_path, executor.url, vllm_server.model_dir, kind="vllm", url=vllm_server.url)
     # An untrained model earns nothing to learn from: it is the decay that moves the weights.
-    result = command("train", config, "optimiser.weight_decay=1.0")
+    result = command("train", config, "optimiser.weight_decay=1.0", "reward.overlong=score")
     assert result.exit_code == 0, result.output
     first, second = lines(tmp_path / "run/metrics.jsonl")
-    assert (first["policy_version"], second["policy_version"]) == (0, 1)
+    assert (first["policy_staleness"], second["policy_staleness"]) == (0, 0)
     assert max(first["mismatch"], second["mismatch"]) < 1e-3, "the sampler and the trainer are the same function"
     assert max(first["publish_difference"], second["publish_difference"]) < 1e-3
     start = load_model(vllm_server.model_dir, dtype="float32", device="cpu").state_dict()

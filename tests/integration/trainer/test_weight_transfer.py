@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import pytest
+from torch import Tensor
 
 from cellar_trainer.model import control_tokens
 from cellar_trainer.policy.protocol import PolicyUnavailable
@@ -198,6 +199,9 @@ class Breaking:
 
     async def open(self, control: VLLMControl) -> None:
         await self.inner.open(control)
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        return self.inner.prepare(weight)
 
     @asynccontextmanager
     async def carry(self, control: VLLMControl, weights: Weights) -> AsyncIterator[Send]:

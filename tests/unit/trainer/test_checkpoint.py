@@ -80,5 +80,20 @@ def test_the_generators_go_on_where_they_were(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_it_says_nothing_of_the_gpus_it_was_written_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.get_rng_state()] * 8)
+    state = torch.load(save(tmp_path, 1) / "training.pt", weights_only=True)
+    assert state["rng"].keys() == {"cpu"}
+
+
+def test_a_step_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    before = (path / "training.pt").stat()
+    assert save(tmp_path, 1) == path
+    after = (path / "training.pt").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_there_is_no_latest_where_there_is_none(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "none") is None

@@ -76,6 +76,16 @@ def test_dapo_clips_higher_above_and_twice_below_by_hand(
 
 
 @pytest.mark.parametrize(
+    ("ratio", "gradient"),
+    [(2.5, 4.0), (3.5, 0.0), (50.0, 0.0)],  # truncated to the cap of 2; beyond 3 the dual clip lets nothing through
+)
+def test_the_dual_clip_acts_although_the_cap_is_below_it_as_by_default(ratio: float, gradient: float) -> None:
+    for options in (ObjectiveOptions(name="dapo"), ObjectiveOptions.preset("exact")):
+        _, gradients = loss_and_gradient([ratio], [-2.0], options)
+        assert gradients == pytest.approx([gradient])
+
+
+@pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "gradient"),
     [
         (1.25, 2.0, -2.4, 0.0),  # clipped at 1.2, where DAPO goes on
@@ -128,7 +138,7 @@ def test_gspos_gradient_is_that_of_its_sequence_loss() -> None:
 
 
 def test_truncation_keeps_the_gradient_with_the_weight_of_the_cap() -> None:
-    options = ObjectiveOptions(name="dapo", importance="truncate", importance_cap=2.0)
+    options = ObjectiveOptions(name="dapo", importance="truncate", importance_cap=2.0, dual_clip="none")
 
     policy, gradients = loss_and_gradient([1.5, 2.5, 100.0], [-1.0, -1.0, -1.0], options)
 

@@ -186,6 +186,30 @@ async def test_when_every_rollout_fails_the_reason_is_raised() -> None:
         await collect(TaskStream(TASKS, seed=0), rollouts(policy), CollectOptions(tasks=2, siblings=3), seed=1)
 
 
+@pytest.mark.parametrize("many", [True, False])
+async def test_what_nobody_expected_is_raised_as_it_is(many: bool) -> None:
+    def reply(problem: str, before: int) -> Exception:
+        return OSError(problem) if many or problem.endswith("0") else PolicyUnavailable("down")
+
+    played = rollouts(ReplyingPolicy(reply))
+    with pytest.raises(OSError, match="problem") as raised:
+        await collect(TaskStream(TASKS, seed=0), played, CollectOptions(tasks=5, siblings=1), seed=1)
+    assert isinstance(raised.value.__cause__, ExceptionGroup) == many, "what else was raised"
+    with pytest.raises(OSError, match="problem"):
+        await played.play([(task, 0) for task in TASKS])
+
+
+async def test_several_kinds_of_errors_hide_none() -> None:
+    def reply(problem: str, before: int) -> Exception:
+        return OSError(problem) if problem.endswith("0") else KeyError(problem)
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await collect(
+            TaskStream(TASKS, seed=0), rollouts(ReplyingPolicy(reply)), CollectOptions(tasks=5, siblings=1), seed=1
+        )
+    assert {type(error) for error in raised.value.exceptions} == {OSError, KeyError}
+
+
 async def test_an_outage_is_not_tried_out_on_every_refill() -> None:
     policy = ReplyingPolicy(lambda problem, before: PolicyUnavailable("connection refused"))
     options = CollectOptions(tasks=2, siblings=3, max_refills=1000)

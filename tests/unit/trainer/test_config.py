@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cellar_client import calls
 from cellar_trainer.config import Config, ConfigError, load_config, parse_config
 from cellar_trainer.model import ControlTokens
 from cellar_trainer.types import StopReason
@@ -48,6 +49,13 @@ def test_changes_are_toml_values_or_bare_text_at_dotted_paths(tmp_path: Path) ->
     assert config.output == Path("elsewhere/run")
 
 
+def test_values_are_taken_as_they_are(tmp_path: Path) -> None:
+    values = {"eval.suite": "2024", "eval.data": Path("2026-11-21"), "eval.n": 3}
+    config = load_config(written(tmp_path), ["eval.n=2", "eval.limit=4"], values)
+    assert (config.eval.suite, config.eval.data) == ("2024", Path("2026-11-21"))
+    assert (config.eval.n, config.eval.limit) == (3, 4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -60,6 +68,10 @@ def test_changes_are_toml_values_or_bare_text_at_dotted_paths(tmp_path: Path) ->
         ("objective.preset=best", "objective: Value error, no preset 'best'; there are exact, released"),
         ("train.masked_stop_reasons=['tired']", "train.masked_stop_reasons.0: Input should be 'answered'"),
         ("objective.name=eh_grpo", 'Value error, objective.name = "eh_grpo" needs policy.kind = "local"'),
+        ("train.evaluate_every=1", "Value error, train.evaluate_every: name the problems in eval.suite"),
+        ("policy.transfer=ipc", 'Value error, policy.transfer = "ipc" needs model.device = "cuda"'),
+        ("policy.timeout_s=600", "Value error, policy.timeout_s has to be less than rollout.deadline_s"),
+        ("train.checkpoints_kept=0", "train.checkpoints_kept: Input should be greater than or equal to 1"),
         ("train.steps", "'train.steps' is not of the form key=value"),
         ("output.x=1", "output.x: output is not a section"),
     ],
@@ -68,6 +80,30 @@ def test_a_mistake_is_named_with_its_key(tmp_path: Path, change: str, message: s
     with pytest.raises(ConfigError) as caught:
         load_config(written(tmp_path), [change])
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("key", "taken", "refused"),
+    [
+        ("cell_timeout_s", (0.1, 86_400), (0, -1, 86_401, float("nan"))),
+        ("deadline_s", (600.1, 86_400), (0, -1, 86_401, float("inf"))),
+        ("memory_mb", (32,), (31, 0)),
+        ("max_turn_tokens", (1,), (0,)),
+        ("max_context_tokens", (1,), (0,)),
+        ("max_turns", (1,), (0,)),
+        ("max_runs", (0,), (-1,)),
+        ("concurrency", (1,), (0,)),
+    ],
+)
+def test_rollouts_are_bounded_as_the_wire_is(key: str, taken: tuple[float, ...], refused: tuple[float, ...]) -> None:
+    for value in taken:
+        rollout = parse_config({**MINIMAL, "rollout": {key: value}}).rollout
+        limits = {} if rollout.memory_mb is None else {"memory_mb": rollout.memory_mb}
+        calls.create_session(limits=limits, idle_ttl_s=rollout.deadline_s)
+        calls.run("s", timeout_s=rollout.cell_timeout_s)
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"rollout.{key}: Input should be"):
+            parse_config({**MINIMAL, "rollout": {key: value}})
 
 
 def test_all_mistakes_are_named_at_once() -> None:
@@ -85,6 +121,14 @@ def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("a = ")
     with pytest.raises(ConfigError, match=r"bad\.toml: Invalid value"):
         load_config(tmp_path / "bad.toml")
+    (tmp_path / "latin.toml").write_bytes(b'output = "\xe9"')
+    with pytest.raises(ConfigError, match=r"latin\.toml: 'utf-8' codec"):
+        load_config(tmp_path / "latin.toml")
+
+
+def test_overlap_needs_weights_that_may_be_one_step_old() -> None:
+    with pytest.raises(ConfigError, match="max_staleness has to be 1 or more"):
+        parse_config({**MINIMAL, "train": {"overlap": "between", "max_staleness": 0}})
 
 
 def test_a_preset_gives_values_that_single_keys_change() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from cellar_trainer.head import TokenScalars, scalars_from_logits
 from cellar_trainer.model import control_tokens, load_model
 from cellar_trainer.objectives.clip import clipped_policy_loss
-from cellar_trainer.objectives.eh_grpo import attach_gate, explicit_logprobs, explicit_terms, gate_of
+from cellar_trainer.objectives.eh_grpo import attach_gate, explicit_logprobs, explicit_terms, gate_logits, gate_of
 from cellar_trainer.objectives.ih_grpo import hierarchical_loss
 from cellar_trainer.objectives.options import ObjectiveOptions
 from cellar_trainer.objectives.tokens import SampledTokens, TokenTerms
@@ -129,6 +129,18 @@ def test_a_gate_is_given_once_and_goes_with_the_model(tmp_path: Path) -> None:
     assert torch.equal(loaded.bias, gate.bias)
     tiny_model().save_pretrained(tmp_path)
     assert gate_of(load_model(tmp_path, dtype="float32", device="cpu")) is None
+
+
+def test_the_gate_of_a_half_precision_model_is_float32_and_stays_so(tmp_path: Path) -> None:
+    model = tiny_model().bfloat16()
+    attach_gate(model, trigger_probability=0.01)
+    model.save_pretrained(tmp_path)
+    for gate in (gate_of(model), gate_of(load_model(tmp_path, dtype="bfloat16", device="cpu"))):
+        assert gate is not None
+        assert {weight.dtype for weight in gate.parameters()} == {torch.float32}
+        assert torch.sigmoid(gate.bias).tolist() == pytest.approx([0.99], abs=1e-6)
+        hidden_ND = torch.ones(2, model.config.hidden_size, dtype=torch.bfloat16)
+        assert gate_logits(gate, hidden_ND).dtype == torch.float32
 
 
 async def test_the_local_policy_asks_the_gate() -> None:

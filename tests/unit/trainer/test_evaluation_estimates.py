@@ -1,6 +1,5 @@
 """Estimates against brute force and known values."""
 
-from collections import Counter
 from itertools import combinations, product
 from statistics import fmean, pvariance
 
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellar_trainer.evaluation.estimates import Counts, interval, mean, pass_at, resampled_means, solve_rate
+from cellar_trainer.evaluation.estimates import Counts, Values, interval, pass_at, resampled_means, solve_rate, values
 
 
 def counts(*values: int) -> Counts:
@@ -24,61 +23,64 @@ def test_pass_at_k_is_the_share_of_choices_with_a_correct_one(samples: int, data
     assert pass_at(k)(samples, correct) == pytest.approx(sum(choices) / len(choices))
 
 
-def test_a_mean_is_over_problems_whatever_they_have_of_samples() -> None:
+def test_every_problem_counts_alike_whatever_it_has_of_samples() -> None:
     samples, correct = counts(4, 1, 2), counts(1, 1, 0)
-    assert mean(samples, correct, solve_rate) == pytest.approx((0.25 + 1 + 0) / 3)
-    assert mean(samples[:1], correct[:1], pass_at(2)) == pytest.approx(0.5)
-
-
-def every_resample(problems: list[list[bool]]) -> list[float]:
-    """The mean solve rate of each choice of problems with replacement, and of their samples likewise."""
-    return [
-        fmean(fmean(marks) for marks in chosen)
-        for drawn in product(problems, repeat=len(problems))
-        for chosen in product(*(list(product(marks, repeat=len(marks))) for marks in drawn))
-    ]
+    assert values(samples, correct, solve_rate).tolist() == [0.25, 1.0, 0.0]
+    assert values(samples[:1], correct[:1], pass_at(2)).tolist() == [0.5]
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.lists(st.booleans(), min_size=2, max_size=2), min_size=1, max_size=3), st.integers(0, 9))
-def test_resampling_draws_problems_and_then_their_samples(problems: list[list[bool]], seed: int) -> None:
-    exact = every_resample(problems)
-    samples, correct = counts(*map(len, problems)), counts(*map(sum, problems))
-    means = resampled_means(samples, correct, solve_rate, seed=seed)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=4), st.integers(0, 9))
+def test_resampling_draws_problems_with_replacement(eighths: list[int], seed: int) -> None:
+    exact = [fmean(drawn) / 8 for drawn in product(eighths, repeat=len(eighths))]
+    means = resampled_means(numpy.array(eighths) / 8, seed=seed)
     assert means.mean() == pytest.approx(fmean(exact), abs=0.03)
     assert means.var() == pytest.approx(pvariance(exact), abs=0.02)
     assert set(means.round(6)) <= {round(value, 6) for value in exact}
 
 
-def test_one_problem_of_two_samples_by_hand() -> None:
-    means = Counter(resampled_means(counts(2), counts(1), solve_rate, seed=0, resamples=40_000).tolist())
-    assert {value: round(count / 40_000, 2) for value, count in means.items()} == {0.0: 0.25, 0.5: 0.5, 1.0: 0.25}
-
-
 def test_many_problems_of_one_sample_give_the_interval_of_a_normal() -> None:
-    half = counts(*[0, 1] * 200)
-    low, high = interval(resampled_means(numpy.ones_like(half), half, solve_rate, seed=0))
+    low, high = interval(resampled_means(numpy.array([0.0, 1.0] * 200), seed=0))
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.006)
 
 
-def test_more_samples_of_the_same_problems_leave_only_the_spread_of_the_problems() -> None:
-    def width(n: int) -> float:
-        low, high = interval(resampled_means(counts(*[n] * 30), counts(*[n // 2] * 30), solve_rate, seed=0))
-        return high - low
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=100), st.sampled_from([1, 2, 4, 8]))
+def test_an_interval_holds_its_value(correct: list[int], k: int) -> None:
+    values_P = values(counts(*[8] * len(correct)), counts(*correct), pass_at(k))
+    low, high = interval(resampled_means(values_P, seed=0, resamples=400))
+    assert low - 1e-9 <= values_P.mean() <= high + 1e-9
 
-    assert width(200) < width(2) / 5
+
+def test_one_correct_sample_of_each_problem_is_a_certain_pass_at_all() -> None:
+    certain = values(counts(*[8] * 100), counts(*[1] * 100), pass_at(8))
+    assert interval(resampled_means(certain, seed=0)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_of_many_evaluations_about_95_in_100_have_an_interval_that_holds_the_truth(k: int) -> None:
+    """Problems whose solve rates are uniform: pass@k of all there could be is k / (k + 1)."""
+    random = numpy.random.default_rng(0)
+
+    def holds(seed: int) -> bool:
+        correct_P = random.binomial(8, random.uniform(size=60))
+        low, high = interval(
+            resampled_means(values(counts(*[8] * 60), correct_P, pass_at(k)), seed=seed, resamples=400)
+        )
+        return low <= k / (k + 1) <= high
+
+    assert fmean(holds(seed) for seed in range(400)) == pytest.approx(0.94, abs=0.03)
 
 
 def test_the_seed_decides_and_the_portions_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    samples, correct = counts(3, 3, 3), counts(0, 1, 3)
-    first = resampled_means(samples, correct, pass_at(2), seed=1)
-    assert numpy.array_equal(first, resampled_means(samples, correct, pass_at(2), seed=1))
-    assert not numpy.array_equal(first, resampled_means(samples, correct, pass_at(2), seed=2))
+    values_P: Values = numpy.array([0.0, 0.25, 1.0])
+    first = resampled_means(values_P, seed=1, resamples=11)
+    assert numpy.array_equal(first, resampled_means(values_P, seed=1, resamples=11))
+    assert not numpy.array_equal(first, resampled_means(values_P, seed=2, resamples=11))
     monkeypatch.setattr("cellar_trainer.evaluation.estimates._CHUNK", 7)
-    assert resampled_means(samples, correct, pass_at(2), seed=1, resamples=11).shape == (11,)
+    assert numpy.array_equal(first, resampled_means(values_P, seed=1, resamples=11))
 
 
-@pytest.mark.parametrize("correct", [0, 4])
-def test_equal_outcomes_have_an_interval_without_width(correct: int) -> None:
-    means = resampled_means(counts(4, 4), counts(correct, correct), solve_rate, seed=0)
-    assert interval(means) == (correct / 4, correct / 4)
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_equal_outcomes_have_an_interval_without_width(value: float) -> None:
+    assert interval(resampled_means(numpy.array([value, value]), seed=0)) == (value, value)

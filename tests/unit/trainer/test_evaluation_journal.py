@@ -19,7 +19,10 @@ SETTINGS = {"seed": 0, "sets": {"s": {"n": 2}}}
 
 
 def played(number: int) -> tuple[Sample, Trajectory]:
-    segments = [Segment(SegmentKind.PROMPT, (1, 2, 3))]
+    segments = [
+        Segment(SegmentKind.PROMPT, (1, 2)),
+        Segment(SegmentKind.SAMPLED, (3,), (-1.0,), (-1.0,), policy_versions=(7,)),
+    ]
     trajectory = Trajectory(
         Task("t", "p", "1"), segments, StopReason.ANSWERED, "ü\n", correct=True, grade="correct", runs=2, cells=3
     )
@@ -38,7 +41,8 @@ def test_what_was_added_is_there_the_next_time(tmp_path: Path) -> None:
     assert fill(tmp_path / "new/folder", range(2, 3)) == [*first, played(2)[0]]
     row = json.loads((tmp_path / "new/folder/trajectories.jsonl").read_text().splitlines()[0])
     assert (row["set"], row["task_id"], row["number"], row["tokens"], row["answer"]) == ("s", "t", 0, 3, "ü\n")
-    assert row["segments"][0]["token_ids"] == [1, 2, 3]
+    assert row["segments"][0]["token_ids"] == [1, 2]
+    assert row["policy_versions"] == [7, 7]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40])
@@ -105,12 +109,21 @@ def test_settings_are_what_the_numbers_depend_on(change: dict[str, Any], same: b
         "objective": {"name": "grpo"},
     }
     suite = Suite("mine", (TaskSet("s", (Task("t", "p", "1"),), 2),))
-    first, second = (settings(parse_config(tables), suite) for tables in (base, {**base, **change}))
+    first, second = (settings(parse_config(tables), suite, "7") for tables in (base, {**base, **change}))
     assert (first == second) is same
     assert "secret" not in json.dumps(second)
 
 
 def test_settings_see_a_changed_problem() -> None:
     config = parse_config({"output": "o", "model": {"path": "m"}, "tasks": {"path": "t"}})
-    one, other = (settings(config, Suite("m", (TaskSet("s", (Task("t", "p", a),), 2),))) for a in "12")
+    one, other = (settings(config, Suite("m", (TaskSet("s", (Task("t", "p", a),), 2),)), "7") for a in "12")
     assert one != other
+
+
+def test_trajectories_of_other_weights_are_refused(tmp_path: Path) -> None:
+    config = parse_config({"output": "o", "model": {"path": "m"}, "tasks": {"path": "t"}})
+    before, now = (settings(config, Suite("m", ()), label) for label in ("7", "8"))
+    with Journal(tmp_path, before) as journal:
+        journal.add(*played(0), RENDERER)
+    with pytest.raises(OtherEvaluation, match=r"\(policy\.weights is 8, was 7\); name another folder"):
+        Journal(tmp_path, now)

@@ -17,7 +17,7 @@ SUITE = Suite(
         TaskSet("easy", (Task("e", "", ""),), 1),
     ),
 )
-SETTINGS = {"model": {"path": "models/m"}, "rollout": {"temperature": 1.0}}
+SETTINGS = {"model": {"path": "models/m"}, "policy": {"weights": "7"}, "rollout": {"temperature": 1.0}}
 
 
 def sample(task_set: str, task_id: str, number: int, correct: bool, **values: Any) -> Sample:
@@ -74,7 +74,7 @@ def test_the_metrics_of_a_training_step() -> None:
 
 PAGE = r"""# Evaluation: two
 
-Model models/m, temperature 1.0, seed 0. In brackets: 95 % intervals, problems and their samples resampled.
+Model models/m, weights 7, temperature 1.0, seed 0. In brackets: 95 % bootstrap intervals, problems resampled.
 
 **Score 0.750 [0.500, 1.000]**, the plain mean over the sets.
 

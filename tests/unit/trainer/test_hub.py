@@ -78,17 +78,39 @@ def test_a_data_set_of_one_split_needs_no_path(client: Callable[[str], None]) ->
         assert [task.task_id for task in load_tasks("hf://datasets/org/sums@refs/convert/parquet")] == ["train:1"]
 
 
+TWICE = {
+    "train.jsonl": b'{"problem": "a", "answer": "1"}\n',
+    "train-00000-of-00002-0123456789abcdef.parquet": parquet("b"),
+    "train-00001-of-00002-fedcba9876543210.parquet": parquet("c"),
+    "test.jsonl": b'{"problem": "d", "answer": "1"}\n',
+}
+
+
+def test_a_split_that_is_there_in_two_kinds_of_file_is_loaded_once(client: Callable[[str], None]) -> None:
+    name = "hf://datasets/org/sums"
+    with hub_of("org/sums", TWICE) as hub:
+        client(hub.url)
+        with pytest.raises(HubError, match=f"Name one of {name}/test, {name}/train.jsonl, {name}/train.parquet$"):
+            fetch(name, SUFFIXES)
+        with pytest.raises(HubError, match=f"Name one of {name}/train.jsonl, {name}/train.parquet$"):
+            fetch(f"{name}/train", SUFFIXES)
+        for split, problems in (("test", "d"), ("train.jsonl", "a"), ("train.parquet", "bc")):
+            assert [task.problem for task in load_tasks(f"{name}/{split}")] == list(problems)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("hf://datasets/org/sums", "which split[?] Name one of hf://datasets/org/sums/data/test, hf://.*/data/train, "),
         ("hf://datasets/org/sums@main/data", "which split[?] Name one of hf://datasets/org/sums@main/data/test, "),
         ("hf://datasets/org/sums/none", "no file of a kind that can be read; there are data/test-"),
-        ("hf://datasets/org/sums/none.parquet", "no such file in the data set"),
+        ("hf://datasets/org/sums/none.parquet", "no file of a kind that can be read; there are data/test-"),
         ("hf://datasets/org/sums@v2/data/train", "no such revision"),
         ("hf://datasets/org/sums@v2/lines.jsonl", "no such revision"),
         ("hf://datasets/org/other", "no such data set on the hub, or it is private"),
         ("hf://datasets/org/other/x.parquet", "no such data set on the hub, or it is private"),
+        ("hf://datasets/a--b/sums/x.jsonl", "no data set on the hub can be called that: "),
+        ("hf://datasets/a--b/sums", "no data set on the hub can be called that: "),
         ("hf://org/sums", r"a name on the hub has the form hf://datasets/ORG/NAME\[@REVISION\]"),
         ("hf://datasets/sums", r"a name on the hub has the form hf://datasets/ORG/NAME\[@REVISION\]"),
     ],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cellar_trainer.learner import TYPICAL_WEIGHT, Learner, OptimiserOptions
+from cellar_trainer.lora import LoraOptions
 from cellar_trainer.model import ModelUnusable, control_tokens, hidden_states, load_model, score
 from cellar_trainer.objectives import ObjectiveOptions
 from cellar_trainer.objectives.eh_grpo import gate_of
@@ -260,3 +261,35 @@ def test_what_is_saved_and_what_is_handed_out_is_the_model(tmp_path: Path, tied:
     assert weights.keys() == dict(loaded.named_parameters()).keys()
     assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in weights.items())
     assert not any(weight.requires_grad for weight in weights.values())
+
+
+def test_the_learning_rate_that_is_reported_is_the_one_that_was_used() -> None:
+    trained = tiny_learner(options=OptimiserOptions(1e-3, warmup_steps=3))
+    rates = [trained.learn(packed(examples([[4, 3]])))["learning_rate"] for _ in range(5)]
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
+
+
+def test_a_resumed_run_has_the_options_that_it_is_given_now() -> None:
+    batches = packed(examples([[4, 3], [2]]))
+    first = tiny_learner(options=OptimiserOptions(1e-3, warmup_steps=3))
+    first.learn(batches)
+    changed = OptimiserOptions(1e-4, betas=(0.8, 0.9), weight_decay=0.5, warmup_steps=1)
+    resumed = tiny_learner(options=changed)
+    resumed.load_state_dict(first.state_dict())
+
+    assert [resumed.learn(batches)["learning_rate"] for _ in range(2)] == pytest.approx([1e-4, 1e-4])
+    (group,) = resumed.state_dict()["optimiser"]["param_groups"]
+    assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.8, 0.9), 0.5, 1e-4)
+
+
+@pytest.mark.parametrize(("saved", "given_"), [(4, 8), (4, 0), (0, 4)])
+def test_a_run_is_not_resumed_with_adapters_of_another_rank(saved: int, given_: int) -> None:
+    state = tiny_learner(lora=LoraOptions(rank=saved)).state_dict()
+    with pytest.raises(ModelUnusable, match=f"lora.rank: the checkpoint has adapters of rank {saved}, not {given_}"):
+        tiny_learner(lora=LoraOptions(rank=given_)).load_state_dict(state)
+
+
+def test_a_run_is_not_resumed_with_adapters_elsewhere() -> None:
+    state = tiny_learner(lora=LoraOptions(rank=4)).state_dict()
+    with pytest.raises(ModelUnusable, match=r"lora\.target_modules"):
+        tiny_learner(lora=LoraOptions(rank=4, target_modules=("q_proj",))).load_state_dict(state)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cellar_trainer import memory
 from cellar_trainer.lora import LoraOptions
 from cellar_trainer.memory import Shape, predicted_memory, shape_model
 from cellar_trainer.model import hidden_states
@@ -63,3 +64,26 @@ def test_each_setting_saves_what_it_is_for(path: Path) -> None:
     assert (shared["gradients"], shared["optimiser"]) == (full["gradients"] / 2, full["optimiser"] / 2)
     assert shared["weights"] > full["weights"] / 2, "beside its share, what is gathered at the moment"
     assert shared["activations"] == full["activations"]
+
+
+@pytest.mark.parametrize(
+    ("lora", "ranks", "copied"), [(0, 1, "nothing"), (0, 2, "all"), (2, 2, "all"), (2, 1, "adapted")]
+)
+def test_weights_sent_from_the_gpu_are_copied_if_they_are_not_there_as_they_are_sent(
+    path: Path, monkeypatch: pytest.MonkeyPatch, lora: int, ranks: int, copied: str
+) -> None:
+    model = tiny_model()
+    body = {weight for layer in model.model.layers for weight in layer.parameters() if weight.ndim == 2}
+    sizes = {
+        "nothing": 0,
+        "all": sum(weight.nbytes for weight in model.parameters()),
+        "adapted": sum(weight.nbytes for weight in body),
+    }
+    monkeypatch.setattr(memory, "HEAD_TILES", 0)  # the tiny model is smaller than these
+    options: Any = {"compute_dtype": "float32", "activation_checkpointing": True, "ranks": ranks}
+    shape = shape_model(path, dtype="float32", lora=LoraOptions(lora))
+    use = predicted_memory(shape, Shape(1, 1), sent_from_gpu=True, **options)
+    room = use["gradients"] + use["activations"] + use["head"]  # which a publish finds empty
+    assert use["publishing"] == max(0, sizes[copied] - room)
+    assert (use["publishing"] > 0) is (copied != "nothing")
+    assert predict(path, lora=lora, ranks=ranks)["publishing"] == 0

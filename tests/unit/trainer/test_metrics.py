@@ -79,6 +79,19 @@ def test_a_step_and_its_trajectories_are_on_disk_at_once(tmp_path: Path) -> None
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_no_character_that_a_model_writes_ends_a_line(tmp_path: Path) -> None:
+    """`str.splitlines` also splits at these, and half a surrogate pair has no encoding."""
+    with RunLog(tmp_path, RENDERER) as log:
+        played = trajectory(1.0)
+        played.answer = "a\u2028b\u2029c\x85d\ud800"
+        log.trajectories(1, [played])
+        log.trajectories(2, [played])
+    with RunLog(tmp_path, RENDERER, steps_done=1):
+        pass
+    (row,) = (tmp_path / "trajectories.jsonl").read_text().splitlines()
+    assert json.loads(row)["answer"] == played.answer
+
+
 @pytest.mark.parametrize("cut", ["", '{"step": 2, "lo'])
 def test_a_resumed_log_has_no_line_of_a_step_that_comes_again(tmp_path: Path, cut: str) -> None:
     with RunLog(tmp_path, RENDERER) as log:

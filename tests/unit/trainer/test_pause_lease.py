@@ -24,6 +24,7 @@ class Engine:
 
     def __init__(self, *, unfinished: bool = False) -> None:
         self.paused = False
+        self.resumed = asyncio.Event()
         self.label = "3"
         self._unfinished = unfinished
 
@@ -39,13 +40,18 @@ class Engine:
 
     async def resume_generation(self) -> None:
         self.paused = False
+        self.resumed.set()
 
 
 class Server:
-    """The middleware around an app that takes `busy_s` for `/update_weights`."""
+    """The middleware around an app that takes `busy_s` for `/update_weights`, and for `/invocations` until it goes
+    on."""
 
-    def __init__(self, engine: Engine, *, api_key: list[str] | None = None, busy_s: float = 0.0) -> None:
+    def __init__(
+        self, engine: Engine, *, api_key: list[str] | None = None, busy_s: float = 0.0, root_path: str = ""
+    ) -> None:
         self._engine = engine
+        self._root_path = root_path
         self._busy_s = busy_s
         self._state = SimpleNamespace(engine_client=engine, args=SimpleNamespace(api_key=api_key))
         self._app = cellar_lease.PauseLease(self._answer)
@@ -57,7 +63,7 @@ class Server:
             statuses.append(message.get("status", 0))
 
         headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
-        scope = {"type": "http", "method": method, "path": path, "headers": headers}
+        scope = {"type": "http", "method": method, "path": path, "root_path": self._root_path, "headers": headers}
         await self._app({**scope, "app": SimpleNamespace(state=self._state)}, None, send)
         return statuses[0]
 
@@ -66,6 +72,8 @@ class Server:
             self._engine.paused = scope["path"] == "/pause"
         if scope["path"] == "/update_weights":
             await asyncio.sleep(self._busy_s)
+        if scope["path"] == "/invocations":
+            await self._engine.resumed.wait()
         await send({"status": 200})
 
 
@@ -120,6 +128,25 @@ async def test_who_only_looks_renews_nothing() -> None:
     assert not engine.paused
 
 
+async def test_a_request_that_hangs_in_the_pause_does_not_keep_it_alive() -> None:
+    engine = Engine()
+    server = Server(engine)
+    await server.call("/pause")
+    async with asyncio.timeout(20 * LEASE_S):
+        assert await server.call("/invocations") == 200
+    assert not engine.paused
+
+
+async def test_requests_that_do_not_steer_do_not_renew() -> None:
+    engine = Engine()
+    server = Server(engine)
+    await server.call("/pause")
+    for _ in range(12):
+        await server.call("/tokenize")
+        await asyncio.sleep(LEASE_S / 2)
+    assert not engine.paused
+
+
 async def test_a_server_that_runs_is_left_alone() -> None:
     engine = Engine(unfinished=True)
     server = Server(engine)
@@ -144,6 +171,29 @@ async def test_steering_asks_for_the_key_where_there_is_one(monkeypatch: pytest.
     monkeypatch.setenv("VLLM_API_KEY", "of the environment")
     assert await Server(Engine()).call("/resume") == 401
     assert await Server(Engine()).call("/resume", key="of the environment") == 200
+
+
+@pytest.mark.parametrize("root_path", ["", "/v1", "/v1/cellar", "/v"])
+async def test_a_root_path_opens_nothing(root_path: str) -> None:
+    server = Server(Engine(), api_key=["secret"], root_path=root_path)
+    assert await server.call(f"{root_path}/pause") == 401
+    assert await server.call(f"{root_path}/v1/models") == 200
+    assert await server.call("/pause") == 401  # a proxy may have taken it off
+
+
+@pytest.mark.parametrize("path", ["/versions", "/healthy/pause", "//v1/models", "/", ""])
+async def test_only_whole_segments_are_open(path: str) -> None:
+    assert await Server(Engine(), api_key=["secret"]).call(path) == 401
+
+
+async def test_steering_below_a_root_path_renews() -> None:
+    engine = Engine()
+    server = Server(engine, root_path="/policy")
+    await server.call("/pause")
+    for _ in range(6):
+        await server.call("/policy/start_weight_update")
+        await asyncio.sleep(LEASE_S / 2)
+    assert engine.paused
 
 
 def test_both_sides_call_incomplete_weights_the_same() -> None:

@@ -1,6 +1,7 @@
 """The policy in this process: exact log-probabilities, the same samples for the same seed."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellar_client import AsyncCellar
+from cellar_client.errors import CellarError
+from cellar_trainer.config import ConfigError, parse_config
 from cellar_trainer.model import score
 from cellar_trainer.policy.local import LocalPolicy
 from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.types import Completion, FinishReason, Sampling
-from tests.tiny_model import tiny_model
+from cellar_trainer.wiring import open_rollouts
+from tests.tiny_model import save_tiny_model, tiny_model
 
 MODEL = tiny_model(context=64)
 PROMPT = (5, 9, 2, 40)
@@ -105,3 +110,21 @@ def test_weights_of_another_model_are_refused_and_change_nothing() -> None:
 def test_more_tokens_than_the_model_can_see_are_refused() -> None:
     with pytest.raises(PolicyUnavailable, match="context of 64"):
         generate(Sampling(61, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "message"),
+    [(65, ConfigError, "max_context_tokens: 65 exceed the model's context of 64"), (64, CellarError, "no executor")],
+)
+async def test_rollouts_that_the_model_has_no_room_for_are_a_mistake_of_the_configuration(
+    tokens: int, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(_: AsyncCellar) -> None:
+        raise CellarError("no executor")
+
+    monkeypatch.setattr(AsyncCellar, "info", gone)
+    tables = {"output": "o", "model": {"path": save_tiny_model(tmp_path, context=64)}, "tasks": {"path": "t"}}
+    config = parse_config({**tables, "policy": {"kind": "local"}, "rollout": {"max_context_tokens": tokens}})
+    with pytest.raises(error, match=message):
+        async with open_rollouts(config):
+            pass

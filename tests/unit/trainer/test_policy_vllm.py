@@ -179,6 +179,28 @@ async def test_a_prompt_is_scored_by_its_own_tokens() -> None:
         await answering().score([4, 5, 6])
 
 
+@pytest.mark.parametrize("label", ["incomplete", "default", "somebody-else"])
+async def test_weights_that_are_published_before_they_sample_may_have_any_label_until_then(label: str) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/is_paused":
+            return httpx.Response(200, json={"is_paused": False})
+        prompt = json.loads(request.content)["token_ids"]
+        scores = [None, *({str(token): {"logprob": -1.0}} for token in prompt[1:])]
+        return httpx.Response(200, json={"choices": [choice(weight_versions=spans)], "prompt_logprobs": scores})
+
+    spans = [{"version": label, "start": 0, "end": 2}]
+    publishing = policy(answer, unpublished=False)
+    await publishing.check(SAMPLING)
+    with pytest.raises(PolicyUnavailable):
+        await publishing.generate([1], SAMPLING)
+    if label != "default":
+        with pytest.raises(PolicyUnavailable):
+            await policy(answer).check(SAMPLING)
+    spans[0]["end"] = 1
+    with pytest.raises(PolicyUnavailable, match="weight versions for 1"):
+        await publishing.check(SAMPLING)
+
+
 async def test_a_server_that_reports_log_probabilities_from_before_temperature_is_refused() -> None:
     def raw(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/is_paused":

@@ -49,6 +49,37 @@ def test_unequal_mathematics_is_wrong(answer: str, expected: str) -> None:
     assert compare(answer, expected) == "wrong"
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected", "outcome"),
+    [
+        ("evil", "live", "wrong"),
+        ("evil", r"\text{live}", "wrong"),
+        ("", "live", "wrong"),
+        (r"\text{Live.}", "live", "correct"),
+        ("$live$", r"\textbf{ live }", "correct"),
+        ("two lines", r"\text{two lines}", "correct"),
+        (r"\text{(E)}", "E", "correct"),
+        ("yx", "xy", "correct"),
+    ],
+)
+def test_a_word_is_no_product_of_its_letters(answer: str, expected: str, outcome: str) -> None:
+    assert compare(answer, expected) == outcome
+
+
+@pytest.mark.parametrize("answer", ["1 2", r"1\ 2", r"1\,2", r"1 \quad 2", "$1$ $2$", "+1 2", "1\n2"])
+def test_two_numbers_side_by_side_are_no_sum(answer: str) -> None:
+    assert compare(answer, "3") == "unparsed"
+    assert compare(answer, answer) == "correct"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(r"\frac 1 2", "0.5"), (r"\log_2 8", "3"), ("x^2 3", "3x^2"), ("1, 2", "1,2"), (r"1 \frac{1}{2}", "1.5")],
+)
+def test_numbers_that_something_joins_are_read(answer: str, expected: str) -> None:
+    assert compare(answer, expected) == "correct"
+
+
 @pytest.mark.parametrize("answer", ["", "@@", "}{"])
 def test_what_is_no_mathematics_is_told_from_a_wrong_answer(answer: str) -> None:
     assert compare(answer, "2") == "unparsed"
@@ -176,4 +207,16 @@ async def test_a_grader_that_cannot_start_is_a_fault_and_not_a_wrong_answer(
     with pytest.raises(GraderUnavailable):
         await grader.__aenter__()
     with pytest.raises(GraderUnavailable):  # and so is every grade after it
+        await grader._workers[0].compare("1", "1")
+
+
+async def test_a_child_that_the_machine_cannot_start_is_a_fault(
+    grader: Grader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
+    await grader._workers[0].stop()
+    with pytest.raises(GraderUnavailable, match="temporarily unavailable"):
         await grader._workers[0].compare("1", "1")

@@ -85,6 +85,20 @@ async def test_a_failing_cell_is_an_observation_and_the_trajectory_goes_on() -> 
     assert trajectory.stop_reason is StopReason.ANSWERED
 
 
+async def test_a_cell_that_kills_its_session_is_an_observation_and_the_trajectory_goes_on() -> None:
+    trajectory, _ = await play(call("x = 1"), call("raise SystemExit"), call("print(x)"), answer("1"))
+    _, killed, after = text(trajectory, SegmentKind.OBSERVATION)
+    assert "killed" in killed
+    assert "NameError" in after
+    assert trajectory.stop_reason is StopReason.ANSWERED
+
+
+async def test_a_turn_of_more_blocks_than_can_be_run_is_void() -> None:
+    trajectory, _ = await play(call(*["1"] * 1001), max_turn_tokens=10**6, max_context_tokens=10**6)
+    assert trajectory.stop_reason is StopReason.VOID
+    assert (trajectory.runs, trajectory.cells, trajectory.unrun_cells) == (0, 1001, 1001)
+
+
 async def test_a_trivial_split_is_not_counted_as_deferral() -> None:
     split = f"```python\nx = 1\n``````python\nprint(x)\n```{TRIGGER}"
     trajectory, _ = await play(split, answer("1"))
@@ -236,6 +250,9 @@ def test_seeds_depend_on_every_part_and_fit_32_bits() -> None:
         (("x",), None, None, 0, StopReason.MAX_TOKENS),
         (("x",), None, EOS_ID, 0, StopReason.VOID),
         ((), None, TRIGGER_ID, 0, StopReason.VOID),
+        (("x",) * 1001, None, TRIGGER_ID, 0, StopReason.VOID),
+        (("x",) * 1001, "1", TRIGGER_ID, 0, StopReason.ANSWERED),
+        (("x" * 1_000_001,), None, TRIGGER_ID, 0, StopReason.VOID),
     ],
 )
 def test_verdict(

@@ -71,6 +71,16 @@ async def test_an_outage_that_outlasts_the_patience_ends_training(monkeypatch: p
     assert opened.stream.position == 0, "no task is lost"
 
 
+async def test_the_patience_is_for_the_outage_not_for_what_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(failures=1)
+    service.go_on.clear()
+    opened = supply(monkeypatch, service, patience_s=0.05)
+    taking = asyncio.create_task(opened.take(0, Heal()))
+    await asyncio.sleep(0.1)
+    service.go_on.set()
+    assert await taking
+
+
 async def test_what_was_sampled_ahead_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service(failures=0)
     opened = supply(monkeypatch, service)

@@ -52,6 +52,25 @@ def test_problems_without_an_answer_are_left_out_and_counted(tmp_path: Path, cap
     assert "set.jsonl: left out, as there is no answer: 6, row 1, 2, 3, 4, 5, ..." in caplog.text
 
 
+@pytest.mark.parametrize("answer", [None, float("nan")])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_an_answer_of_null_or_nan_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, answer: float | None, suffix: str
+) -> None:
+    rows: dict[str, list[dict[str, Any]]] = {
+        "plain": [{"problem": "a", "answer": a} for a in (answer, 0.5)],
+        "chat": [{**CHAT_ROW, "reward_model": {"ground_truth": a}} for a in (answer, 0.5)],
+    }
+    for name, pair in rows.items():
+        path = tmp_path / f"{name}.{suffix}"
+        if suffix == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in pair))
+        else:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pair), path)
+        assert [task.answer for task in load_tasks(path)] == ["0.5"]
+        assert f"{path}: left out, as there is no answer: 1, row 1" in caplog.text
+
+
 def test_a_folder_stands_for_its_files_by_name(tmp_path: Path) -> None:
     for name in ("b", "a"):
         jsonl(tmp_path, f'{{"problem": "{name}", "answer": "1"}}').rename(tmp_path / f"{name}.jsonl")

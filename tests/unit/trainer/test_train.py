@@ -20,12 +20,12 @@ from cellar_trainer.policy.local import LocalPolicy
 from cellar_trainer.progress import Progress
 from cellar_trainer.rendering import Renderer, RenderingOptions
 from cellar_trainer.rewards import Grade, Grader, Outcome
-from cellar_trainer.rollout import RolloutOptions
+from cellar_trainer.rollout import RolloutFailed, RolloutOptions
 from cellar_trainer.shaping import RewardOptions
 from cellar_trainer.supply import Supply
 from cellar_trainer.train import Training, TrainOptions, train
 from cellar_trainer.types import Completion, Metrics, Sampling, StopReason, Task
-from cellar_trainer.weights import LocalPublisher, WeightSource
+from cellar_trainer.weights import LocalPublisher, PublishFailed, WeightSource
 from tests.scripted import InProcessCellar
 from tests.tiny_model import TRIGGER, save_tiny_model, tiny_tokenizer
 
@@ -134,7 +134,7 @@ async def test_a_step_is_logged_with_what_the_policy_did_and_which_weights_did_i
     first, second = lines(tmp_path / "metrics.jsonl")
     expected = {"step", "reward_mean", "deferral_rate", "runs_per_trajectory", "hierarchical_coefficient"}
     expected |= {
-        "policy_version",
+        "policy_staleness",
         "loss",
         "grad_norm",
         "mismatch",
@@ -144,7 +144,7 @@ async def test_a_step_is_logged_with_what_the_policy_did_and_which_weights_did_i
         "learn_s",
     }
     assert expected <= first.keys()
-    assert (first["policy_version"], second["policy_version"]) == (0, 1)
+    assert (first["policy_staleness"], second["policy_staleness"]) == (0, 0)
     assert 0 < first["hierarchical_coefficient"] < 1
     assert first["mismatch"] < 1e-5, "the first step learns from the very policy that sampled"
     versions = {(row["step"], *row["policy_versions"]) for row in lines(tmp_path / "trajectories.jsonl")}
@@ -177,6 +177,36 @@ async def test_evaluation_and_checkpoints_come_when_they_are_due(tmp_path: Path)
     rows = lines(tmp_path / "run/metrics.jsonl")
     assert [row["step"] for row in rows if "eval/avg@1" in row] == [2, 4]
     assert [path.name for path in sorted(opened.checkpoints.iterdir())] == ["step-000004", "step-000005"]
+
+
+async def test_what_was_learned_is_kept_when_the_model_server_is_gone_for_good(tmp_path: Path) -> None:
+    opened = training(tmp_path / "run", save_tiny_model(tmp_path / "model"))
+
+    class Gone(LocalPublisher):
+        async def publish(self, source: WeightSource, version: int) -> Metrics:
+            if version == 2:
+                raise PublishFailed("gone")
+            return await super().publish(source, version)
+
+    opened.publisher = Gone(cast(LocalPolicy, opened.supply.rollouts.policy))
+    with opened.log, pytest.raises(PublishFailed):
+        await train(opened, TrainOptions(steps=5))
+    assert [row["step"] for row in lines(tmp_path / "run/metrics.jsonl")] == [1, 2]
+    newest = checkpoint.latest(opened.checkpoints)
+    assert newest is not None
+    assert checkpoint.position(newest).step == 2
+
+
+async def test_training_goes_on_when_nobody_can_be_asked_how_well_it_goes(tmp_path: Path) -> None:
+    opened = training(tmp_path / "run", save_tiny_model(tmp_path / "model"))
+
+    async def evaluate() -> Metrics:
+        raise RolloutFailed("the executor is away", "executor")
+
+    opened.evaluate = evaluate
+    with opened.log:
+        await train(opened, TrainOptions(steps=2, evaluate_every=1))
+    assert [row["step"] for row in lines(tmp_path / "run/metrics.jsonl")] == [1, 2]
 
 
 @pytest.mark.parametrize(("overlap", "versions"), [("off", [0, 1, 2]), ("between", [0, 0, 1])])

@@ -4,6 +4,7 @@ import base64
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -61,6 +62,12 @@ async def test_a_group_has_a_rank_for_each_worker_and_one_for_the_trainer() -> N
     await transfer.open(control(server))
     assert sizes == [2]
     assert server.calls == [("/init_weight_transfer_engine", {"init_info": {"meet": "me"}})]
+
+
+def test_weights_leave_the_gpu_unless_they_are_sent_from_there() -> None:
+    on_gpu: Any = SimpleNamespace(cpu=lambda: "in main memory")
+    assert Broadcast(gloo).prepare(on_gpu) == "in main memory"
+    assert Broadcast(gloo, from_gpu=True).prepare(on_gpu) is on_gpu
 
 
 async def test_when_the_call_fails_a_collective_that_hangs_is_not_waited_for() -> None:

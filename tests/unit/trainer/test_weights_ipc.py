@@ -13,7 +13,8 @@ from tests.scripted_vllm import ScriptedVLLM
 
 
 async def test_one_handle_per_weight_under_its_gpus_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    waited_for: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited_for.append)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="GPU-1"))
     monkeypatch.setattr(ipc, "reduce_tensor", lambda weight: (None, ("handle", weight.sum().item())))
     server = ScriptedVLLM()
@@ -23,6 +24,7 @@ async def test_one_handle_per_weight_under_its_gpus_name(monkeypatch: pytest.Mon
     weights = [("a", torch.ones(2, 3).T), ("b", torch.ones(1, dtype=torch.bfloat16))]
     async with transfer.carry(control, weights) as send:
         assert server.update_info == {}
+        assert waited_for == [torch.device("cpu")], "the weights' own device"
         await send()
     assert server.calls[0] == ("/init_weight_transfer_engine", {"init_info": {"packed": False}})
     info = server.update_info

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from torch import Tensor
 
 from cellar_trainer.policy.vllm import VLLMControl, VLLMPolicy
 from cellar_trainer.weights import FileTransfer, PublishFailed, ServedPublisher, Transfer, served
@@ -97,8 +98,45 @@ async def test_a_server_that_was_away_gets_everything_again(tmp_path: Path) -> N
 async def test_a_server_that_stays_away_is_told_of_with_what_to_do(tmp_path: Path) -> None:
     server = ScriptedVLLM(pause=[httpx.ConnectError("refused")], health=[httpx.ConnectError("refused")] * 1000)
     async with publishing(server, tmp_path, recovery_s=0.1) as publisher:
-        with pytest.raises(PublishFailed, match="not back in 0 s. Restart it, then resume this run. /pause"):
+        with pytest.raises(PublishFailed, match="did not work in 0 s. Restart it, then resume this run. /pause"):
             await publisher.publish(TinySource(), 1)
+
+
+async def test_a_server_that_is_well_and_breaks_every_update_is_not_tried_for_ever(tmp_path: Path) -> None:
+    server = ScriptedVLLM(pause=[httpx.ReadError("reset")] * 200)
+    async with publishing(server, tmp_path, recovery_s=0.2) as publisher:
+        with pytest.raises(PublishFailed, match="did not work in 0 s. Restart it"):
+            await publisher.publish(TinySource(), 1)
+    assert server.count()["/pause"] < 200
+
+
+class Counted(FileTransfer):
+    """Notes what was prepared."""
+
+    def __init__(self, directory: Path, seen: list[str]) -> None:
+        super().__init__(directory)
+        self._seen = seen
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        self._seen.append("prepared")
+        return super().prepare(weight)
+
+
+async def test_each_weight_is_prepared_before_the_next_one_is_made(tmp_path: Path) -> None:
+    seen: list[str] = []
+    source = TinySource()
+    made = source.weights
+
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        for weight in made():
+            seen.append("made")
+            yield weight
+
+    source.weights = weights  # type: ignore[method-assign]
+    async with publishing(ScriptedVLLM(), tmp_path, Counted(tmp_path, seen)) as publisher:
+        await publisher.publish(source, 1)
+    assert seen == ["made", "prepared"] * (len(seen) // 2)
+    assert seen
 
 
 async def test_a_server_without_our_extension_is_told_of_at_once(tmp_path: Path) -> None:

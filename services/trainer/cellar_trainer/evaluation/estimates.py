@@ -15,6 +15,7 @@ Measure: TypeAlias = Callable[[int, int], float]
 RESAMPLES = 4_000
 CONFIDENCE = 0.95
 _CHUNK = 1_000_000
+"""Most values that are drawn at a time, to bound memory."""
 
 
 def solve_rate(samples: int, correct: int) -> float:
@@ -26,28 +27,24 @@ def pass_at(k: int) -> Measure:
     return lambda samples, correct: 1.0 - comb(samples - correct, k) / comb(samples, k)
 
 
-def mean(samples_P: Counts, correct_P: Counts, measure: Measure) -> float:
-    """Over problems, each counting alike."""
-    return float(_values(samples_P, correct_P, measure).mean())
+def values(samples_P: Counts, correct_P: Counts, measure: Measure) -> Values:
+    """The measure of every problem. Its mean over problems is the estimate, each problem counting alike."""
+    return numpy.array([measure(samples, correct) for samples, correct in zip(samples_P, correct_P, strict=True)])
 
 
-def resampled_means(
-    samples_P: Counts, correct_P: Counts, measure: Measure, *, seed: int, resamples: int = RESAMPLES
-) -> Values:
-    """What the mean might have been: problems drawn with replacement, and then, of each, its samples (shape R).
+def resampled_means(values_P: Values, *, seed: int, resamples: int = RESAMPLES) -> Values:
+    """What the mean might have been with other problems: the same values, drawn with replacement (shape R).
 
-    To draw from n samples of which c are correct, n times with replacement, is a binomial draw.
+    The samples are not drawn again. What problems differ by already holds what their samples differ by, and pass@k is
+    unbiased for samples drawn without replacement only.
     """
     random = numpy.random.default_rng(seed)
-    problems = len(samples_P)
-    table_SC = _table(samples_P, measure)
+    problems = len(values_P)
     rows = max(1, _CHUNK // problems)
     means = []
     for start in range(0, resamples, rows):
         drawn_RP = random.integers(problems, size=(min(rows, resamples - start), problems))
-        samples_RP = samples_P[drawn_RP]
-        correct_RP = random.binomial(samples_RP, (correct_P / samples_P)[drawn_RP])
-        means.append(table_SC[samples_RP, correct_RP].mean(axis=1))
+        means.append(values_P[drawn_RP].mean(axis=1))
     return numpy.concatenate(means)
 
 
@@ -56,16 +53,3 @@ def interval(means_R: Values) -> tuple[float, float]:
     width, however few they are."""
     low, high = numpy.quantile(means_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
-
-
-def _values(samples_P: Counts, correct_P: Counts, measure: Measure) -> Values:
-    return _table(samples_P, measure)[samples_P, correct_P]
-
-
-def _table(samples_P: Counts, measure: Measure) -> Values:
-    """The measure at [samples, correct], for every number of samples that occurs."""
-    size = int(samples_P.max()) + 1
-    table_SC = numpy.zeros((size, size))
-    for samples in map(int, numpy.unique(samples_P)):
-        table_SC[samples, : samples + 1] = [measure(samples, correct) for correct in range(samples + 1)]
-    return table_SC

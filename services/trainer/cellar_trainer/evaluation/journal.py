@@ -70,10 +70,14 @@ class Journal:
                 yield Sample(**{field.name: row[field.name] for field in fields(Sample)})
 
 
-def settings(config: Config, suite: Suite) -> dict[str, Any]:
-    """What an evaluation's numbers depend on. Addresses, keys and how much runs at once are not in it."""
+def settings(config: Config, suite: Suite, weights: str) -> dict[str, Any]:
+    """What an evaluation's numbers depend on. Addresses, keys and how much runs at once are not in it.
+
+    Args:
+        weights: label of those that are measured (`wiring.weight_label`).
+    """
     kept = config.model_dump(mode="json", include={"model", "policy", "rendering", "rollout"})
-    kept["policy"] = {key: kept["policy"][key] for key in ("kind", "model")}
+    kept["policy"] = {**{key: kept["policy"][key] for key in ("kind", "model")}, "weights": weights}
     del kept["rollout"]["concurrency"]
     sets = {s.name: {"n": s.n, "problems": len(s.tasks), "digest": _digest(s.tasks)} for s in suite.sets}
     return {"suite": suite.name, "seed": config.eval.seed, "sets": sets, **kept}

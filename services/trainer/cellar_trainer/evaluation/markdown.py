@@ -9,8 +9,9 @@ def markdown(report: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     lines = [
         f"# Evaluation: {report['suite']}",
         "",
-        f"Model {settings['model']['path']}, temperature {settings['rollout']['temperature']}, seed {report['seed']}. "
-        "In brackets: 95 % intervals, problems and their samples resampled.",
+        f"Model {settings['model']['path']}, weights {settings['policy']['weights']}, temperature "
+        f"{settings['rollout']['temperature']}, seed {report['seed']}. "
+        "In brackets: 95 % bootstrap intervals, problems resampled.",
         "",
         f"**Score {_estimate(report['score'])}**, the plain mean over the sets.",
         "",

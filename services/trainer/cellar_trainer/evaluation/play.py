@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cellar_trainer.collect import OnDone, Rollouts
+from cellar_trainer.collect import OnDone, Rollouts, tasks_together
 from cellar_trainer.evaluation.suites import TaskSet
 from cellar_trainer.rollout import RolloutFailed, derive_seed
 from cellar_trainer.types import Task, Trajectory
@@ -86,7 +86,7 @@ async def evaluate(
         if on_done is not None:
             on_done(len(finished) + len(failures), len(places))
 
-    async with asyncio.TaskGroup() as together:
+    async with tasks_together() as together:
         for place, task in missing:
             together.create_task(play(place, task))
     if failures and len(failures) == len(missing):

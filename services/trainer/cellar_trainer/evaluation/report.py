@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from cellar_trainer.evaluation.estimates import Measure, Values, interval, mean, pass_at, resampled_means, solve_rate
+from cellar_trainer.evaluation.estimates import Measure, Values, interval, pass_at, resampled_means, solve_rate, values
 from cellar_trainer.evaluation.play import Sample
 from cellar_trainer.evaluation.suites import Suite, TaskSet
 from cellar_trainer.rollout import derive_seed
@@ -101,9 +101,9 @@ def _estimates(
         if not enough_P.any():
             estimates[name] = {"value": None, "interval": None}
             continue
-        counts = samples_P[enough_P], correct_P[enough_P]
-        means_R = resampled_means(*counts, measure, seed=derive_seed(seed, "bootstrap", task_set.name, name))
-        estimates[name] = {"value": mean(*counts, measure), "interval": list(interval(means_R))}
+        values_P = values(samples_P[enough_P], correct_P[enough_P], measure)
+        means_R = resampled_means(values_P, seed=derive_seed(seed, "bootstrap", task_set.name, name))
+        estimates[name] = {"value": float(values_P.mean()), "interval": list(interval(means_R))}
         averages_R = means_R if measure is solve_rate else averages_R
     return estimates, averages_R
 
@@ -112,8 +112,8 @@ def _score(sets: Mapping[str, dict[str, Any]], averages: Sequence[Values | None]
     known = [means_R for means_R in averages if means_R is not None]
     if len(known) < len(sets):
         return None
-    values = [entry["estimates"][f"avg@{entry['n']}"]["value"] for entry in sets.values()]
-    return {"value": fmean(values), "interval": list(interval(numpy.mean(known, axis=0)))}
+    averages_S = [entry["estimates"][f"avg@{entry['n']}"]["value"] for entry in sets.values()]
+    return {"value": fmean(averages_S), "interval": list(interval(numpy.mean(known, axis=0)))}
 
 
 def _behaviour(samples: Sequence[Sample]) -> dict[str, float | None]:

@@ -25,7 +25,8 @@ def clipped_policy_loss(terms: TokenTerms, options: ObjectiveOptions) -> PolicyL
 
     The ratio r is to the probability under the sampler, so it corrects at once for the policy's age and for the
     difference between the sampler's arithmetic and the trainer's. Beyond `importance_cap`, "truncate" keeps the
-    gradient with a weight of the cap; "mask" drops the token, also where the ratio is below 1/cap.
+    gradient with a weight of the cap; "mask" drops the token, also where the ratio is below 1/cap. The dual clip looks
+    at the ratio as it was, or a cap below it would leave it nothing to do.
     """
     raw_ratio_N = _log_ratio(terms, options).clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND).exp()
     ratio_N, kept_N = _importance(raw_ratio_N, options)
@@ -33,9 +34,11 @@ def clipped_policy_loss(terms: TokenTerms, options: ObjectiveOptions) -> PolicyL
     unclipped_N = -advantages_N * ratio_N
     clipped_N = -advantages_N * ratio_N.clamp(1 - options.clip_low, 1 + options.clip_high)
     loss_N = torch.maximum(unclipped_N, clipped_N)
-    if options.dual_clip != "none":
-        loss_N = torch.where(advantages_N < 0, loss_N.minimum(-options.dual_clip * advantages_N), loss_N)
     live_N = kept_N & (loss_N == unclipped_N)
+    if options.dual_clip != "none":
+        beyond_N = (advantages_N < 0) & (raw_ratio_N > options.dual_clip)
+        loss_N = torch.where(beyond_N, -options.dual_clip * advantages_N, loss_N)
+        live_N = live_N & ~beyond_N
     return PolicyLoss(
         torch.where(kept_N, loss_N, 0), torch.where(live_N, -unclipped_N, 0).detach(), raw_ratio_N.detach()
     )

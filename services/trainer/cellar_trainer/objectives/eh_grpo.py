@@ -50,9 +50,15 @@ def explicit_logprobs(logits_NV: Tensor, gate_logit_N: Tensor, trigger_id: int, 
 
 
 def attach_gate(model: PreTrainedModel, *, trigger_probability: float = 0.5) -> None:
-    """Give the model a gate that knows nothing yet, unless it has one. It is trained, copied and saved with it."""
+    """Give the model a gate that knows nothing yet, unless it has one. It is trained, copied and saved with it.
+
+    It is float32 at least, whatever the model's own type: one bias decides every turn, and small updates have to add up
+    in it.
+    """
     if gate_of(model) is None:
-        gate = nn.Linear(model.config.hidden_size, 1, device=model.device, dtype=model.dtype)
+        gate = nn.Linear(
+            model.config.hidden_size, 1, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32)
+        )
         nn.init.zeros_(gate.weight)
         nn.init.constant_(gate.bias, log((1 - trigger_probability) / trigger_probability))
         model.add_module(GATE, gate)
@@ -75,6 +81,6 @@ def gate_of(model: PreTrainedModel) -> nn.Linear | None:
 
 
 def gate_logits(gate: nn.Linear, hidden_ND: Tensor) -> Tensor:
-    """In float32 at least, like everything that is computed of the token head."""
-    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-    return F.linear(hidden_ND.to(dtype), gate.weight.to(dtype), gate.bias.to(dtype))[..., 0]
+    """In the gate's own type, float32 at least, like everything that is computed of the token head."""
+    logits_N1: Tensor = gate(hidden_ND.to(gate.weight.dtype))
+    return logits_N1[..., 0]

@@ -25,6 +25,11 @@ class LocalPolicy:
         self._serving = (copy.deepcopy(model).eval(), version)
         self._turn = asyncio.Lock()
 
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens, sampled ones included, that the model can see."""
+        return int(self._serving[0].config.max_position_embeddings)
+
     @torch.no_grad()
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Sample with these weights, all of the model's by name, from the next token on.
@@ -44,10 +49,9 @@ class LocalPolicy:
 
     async def generate(self, token_ids: Sequence[int], sampling: Sampling) -> Completion:
         """Continue `token_ids`. Raises `PolicyUnavailable` when they and `max_tokens` exceed the model's context."""
-        context = self._serving[0].config.max_position_embeddings
-        if len(token_ids) + sampling.max_tokens > context:
+        if len(token_ids) + sampling.max_tokens > self.context_tokens:
             raise PolicyUnavailable(
-                f"{len(token_ids)} + {sampling.max_tokens} tokens exceed the model's context of {context}"
+                f"{len(token_ids)} + {sampling.max_tokens} tokens exceed the model's context of {self.context_tokens}"
             )
         async with self._turn:
             return await asyncio.to_thread(self._sample, token_ids, sampling)

@@ -19,7 +19,7 @@ class PolicyOptions:
     """The name under which the server serves the model."""
     api_key: SecretStr | None = None
     """What the server was given as `--api-key`; with our middleware (deploy/vllm) the routes for weights ask for it."""
-    timeout_s: Seconds = 600.0
+    timeout_s: Seconds = 300.0
     """Longest wait for one completion."""
     transfer: Literal["file", "gloo", "nccl", "ipc"] = "file"
     """How weights travel. `file`: through a folder that both see, on a RAM disk as fast as memory. `gloo`: over the

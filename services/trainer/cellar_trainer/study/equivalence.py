@@ -46,7 +46,7 @@ def study_equivalence(out: Path, settings: Settings, *, seeds: int, processes: i
         at_best = [Job("comparison", seed, variant) for seed in fresh for variant in (AGAIN, *IMPLICIT)]
         alike = [Job("comparison", seed, *point) for seed in tuning for point in grid if point[0] in IMPLICIT]
         complete("comparisons", [*at_best, *alike, *(Job("gradients", seed) for seed in fresh)])
-    write_report(out, settings, results.records, rates)
+    write_report(out, settings, results.records, rates, fresh)
 
 
 def best_rates(tuning: Sequence[Record]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from cellar_trainer.study.jobs import Record, Settings
 from cellar_trainer.study.logits import ETAS
 from cellar_trainer.study.plots import plot_gates, plot_learning, plot_rates
 from cellar_trainer.study.statistics import Interval
-from cellar_trainer.study.summary import EARLY, GOAL, LAST, of_stage, summarise
+from cellar_trainer.study.summary import EARLY, GOAL, LAST, asked_for, of_stage, summarise
 from cellar_trainer.study.training import SIBLINGS
 from cellar_trainer.study.variants import AGAIN
 
@@ -17,7 +17,8 @@ _TEXT = """\
 # Does the implicit policy behave like the explicit one?
 
 {seeds} fresh seeds, {steps} steps of {trajectories} trajectories; learning rates chosen on {tuning_seeds} other seeds,
-out of {rates}. Means and 95 % intervals over seeds (Student's t). {hours} hours of work in all.
+out of {rates}; one marked ^ lies at the edge of these, and a better one may lie beyond. Means and 95 % intervals over
+seeds (Student's t). {hours} hours of work in all.
 
 ## Logits: plain gradient steps on both policies' own parameters
 
@@ -68,8 +69,11 @@ Cosine: of the mean gradient to the explicit policy's, over the parameters below
 """
 
 
-def write_report(out: Path, settings: Settings, records: Sequence[Record], rates: Mapping[str, float]) -> None:
-    """Into `out`: report.md, report.json, learning.png, gates.png and rates.png."""
+def write_report(
+    out: Path, settings: Settings, records: Sequence[Record], rates: Mapping[str, float], fresh: Sequence[int]
+) -> None:
+    """Into `out`: report.md, report.json, learning.png, gates.png and rates.png; of these fresh seeds alone."""
+    records = asked_for(settings, records, fresh)
     summary = summarise(settings, records, rates)
     (out / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     (out / "report.md").write_text(_markdown(summary, settings), encoding="utf-8")
@@ -114,7 +118,7 @@ def _start(start: Mapping[str, Interval]) -> str:
 Column = Callable[[Mapping[str, Any]], str]
 
 _LEARNING: dict[str, Column] = {
-    "rate": lambda row: f"{row['learning_rate']:g}",
+    "rate": lambda row: f"{row['learning_rate']:g}{'^' if row['at_edge'] else ''}",
     "reward": lambda row: _show(row["reward"]),
     "to plain": lambda row: _show(row["reward_to_plain"], "+.3f", star=True),
     "end": lambda row: _show(row["reward_end"]),

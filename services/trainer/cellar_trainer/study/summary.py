@@ -18,15 +18,17 @@ EARLY = 20
 
 
 def summarise(settings: Settings, records: Sequence[Record], rates: Mapping[str, float]) -> dict[str, Any]:
-    """Everything that the report says, as numbers; an interval is [mean, half its width]."""
+    """Everything that the report says, as numbers, of a study that is whole; an interval is [mean, half its width]."""
     runs = of_stage(records, "run")
+    seeds = sorted({run["seed"] for run in runs})
     comparisons = of_stage(records, "comparison")
+    edges = min(settings.learning_rates), max(settings.learning_rates)
     return {
         "settings": asdict(settings),
-        "seeds": sorted({record["seed"] for record in runs}),
+        "seeds": seeds,
         "logits": _logit_table(of_stage(records, "logits")[0]["drift"]),
-        "starts": _starts(of_stage(records, "start")),
-        "learning": {variant: _learning(runs, variant, rate) for variant, rate in rates.items()},
+        "starts": _starts([start for start in of_stage(records, "start") if start["seed"] in seeds]),
+        "learning": {v: {"learning_rate": r, "at_edge": r in edges} | _learning(runs, v) for v, r in rates.items()},
         "alike": {v: _alike([r for r in comparisons if r["variant"] == v]) for v in (AGAIN, *IMPLICIT)},
         "alike_at_equal_rate": {
             variant: {f"{rate:g}": _equal_rate(comparisons, variant, rate) for rate in settings.learning_rates}
@@ -35,6 +37,12 @@ def summarise(settings: Settings, records: Sequence[Record], rates: Mapping[str,
         "gradients": {variant: _gradients(of_stage(records, "gradients"), variant) for variant in VARIANTS},
         "hours": round(sum(record["seconds"] for record in records) / 3600, 2),
     }
+
+
+def asked_for(settings: Settings, records: Sequence[Record], fresh: Sequence[int]) -> list[Record]:
+    """Without what a larger study left in the same folder: it may not be whole."""
+    seeds = {*range(settings.tuning_seeds), *fresh}  # that of the logits is among the first
+    return [record for record in records if record["seed"] in seeds]
 
 
 def _logit_table(drift: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -52,11 +60,11 @@ def _starts(starts: Sequence[Record]) -> dict[str, Interval]:
     return {name: interval([start[name] for start in starts]) for name in names}
 
 
-def _learning(runs: Sequence[Record], variant: str, rate: float) -> dict[str, Any]:
-    ours, plain = _curves(runs, variant), _curves(runs, "plain")
+def _learning(runs: Sequence[Record], variant: str) -> dict[str, Any]:
+    by_seed, plain_by_seed = _curves(runs, variant), _curves(runs, "plain")
+    ours, plain = list(by_seed.values()), [plain_by_seed[seed] for seed in by_seed]
     reached = [step for curves in ours if (step := first_reached(curves["reward_mean"], GOAL))]
     return {
-        "learning_rate": rate,
         "reward": interval(_mean(ours, "reward_mean")),
         "reward_end": interval(_mean(ours, "reward_mean", LAST)),
         "reward_to_plain": paired(_mean(ours, "reward_mean"), _mean(plain, "reward_mean")),
@@ -98,9 +106,9 @@ def of_stage(records: Sequence[Record], stage: str) -> list[Record]:
     return [record for record in records if record["stage"] == stage]
 
 
-def _curves(runs: Sequence[Record], variant: str) -> list[dict[str, list[float]]]:
-    ours = sorted((run for run in runs if run["variant"] == variant), key=lambda run: int(run["seed"]))
-    return [run["curves"] for run in ours]
+def _curves(runs: Sequence[Record], variant: str) -> dict[int, dict[str, list[float]]]:
+    """By seed."""
+    return {run["seed"]: run["curves"] for run in runs if run["variant"] == variant}
 
 
 def _mean(curves: Sequence[Mapping[str, list[float]]], name: str, last: int = 0) -> list[float]:

@@ -46,16 +46,21 @@ class Broadcast:
 
     Args:
         make_group: gives a group of that many ranks, the trainer's included.
+        from_gpu: whether the group sends what is in a GPU's memory, rather than in main memory.
     """
 
-    def __init__(self, make_group: Callable[[int], Group]) -> None:
+    def __init__(self, make_group: Callable[[int], Group], *, from_gpu: bool = False) -> None:
         self._make_group = make_group
+        self._from_gpu = from_gpu
         self._group: Group | None = None
 
     async def open(self, control: VLLMControl) -> None:
         group = self._make_group(1 + await control.world_size())
         await _together(group.connect, control.open_transfer(group.init_info))
         self._group = group
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        return weight if self._from_gpu else weight.cpu()
 
     @asynccontextmanager
     async def carry(self, control: VLLMControl, weights: Weights) -> AsyncIterator[Send]:
@@ -176,4 +181,4 @@ def _on_daemon_thread(work: Callable[[], None]) -> "Future[None]":
 
 
 def _bytes(weight: Tensor) -> Tensor:
-    return weight.cpu().contiguous().view(-1).view(torch.uint8)
+    return weight.contiguous().view(-1).view(torch.uint8)

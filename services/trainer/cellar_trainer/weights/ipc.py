@@ -25,10 +25,14 @@ class IPCTransfer:
     async def open(self, control: VLLMControl) -> None:
         await control.open_transfer({"packed": False})
 
+    def prepare(self, weight: Tensor) -> Tensor:
+        return weight
+
     @asynccontextmanager
     async def carry(self, control: VLLMControl, weights: Weights) -> AsyncIterator[Send]:
         shared = [weight.contiguous() for _, weight in weights]  # a handle does not keep its memory alive
-        torch.cuda.synchronize()  # the workers read from another process: what is written has to be there
+        for device in {weight.device for weight in shared}:
+            torch.cuda.synchronize(device)  # the workers read from another process: what is written has to be there
         handles = [{_gpu(weight): reduce_tensor(weight)[1]} for weight in shared]
         pickled = base64.b64encode(pickle.dumps(handles)).decode()
         yield lambda: control.update({**described(weights), "ipc_handles_pickled": pickled})

@@ -46,6 +46,10 @@ class Transfer(Protocol):
         """Meet the server's workers: before the first update, and again after each that failed."""
         ...
 
+    def prepare(self, weight: Tensor) -> Tensor:
+        """The weight where it is sent from: asked for each as it comes, since all of them may be too many for a GPU."""
+        ...
+
     def carry(self, control: VLLMControl, weights: Weights) -> AbstractAsyncContextManager[Send]:
         """Make all ready, while the server still samples. What it gives then has the workers take `weights`; they stay
         where they are until the block ends, which is after the update has."""

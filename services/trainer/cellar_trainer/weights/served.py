@@ -43,7 +43,7 @@ class ServedPublisher:
         probe_ids: the prompt that both sides score.
         max_difference: largest difference of a log-probability that counts as equal; when left out, by the dtypes.
         timeout_s: longest wait for one transfer.
-        recovery_s: how long a server that went away is waited for.
+        recovery_s: how long it is tried again, and a server that went away is waited for.
     """
 
     def __init__(
@@ -65,12 +65,15 @@ class ServedPublisher:
         self._timeout_s = timeout_s
         self._recovery_s = recovery_s
         self._opened = False
+        self._updating = False
 
     async def publish(self, source: WeightSource, version: int) -> Metrics:
         started_s = time.perf_counter()
         # All of it first: gathering shards is a collective of the trainer's ranks, which a failing server must not stop
         # half-way, and the server is not paused for it.
-        weights = await asyncio.to_thread(lambda: list(source.weights()))
+        weights = await asyncio.to_thread(
+            lambda: [(name, self._transfer.prepare(weight)) for name, weight in source.weights()]
+        )
         expected = await asyncio.to_thread(source.score, self._probe_ids)
         ready_s = time.perf_counter()
         deadline = time.monotonic() + self._recovery_s
@@ -86,7 +89,7 @@ class ServedPublisher:
                 if refusals == ATTEMPTS:
                     raise PublishFailed(_advice(failure, f"it failed {ATTEMPTS} times")) from failure
                 if not await self._is_back(deadline):
-                    raise PublishFailed(_advice(failure, f"it was not back in {self._recovery_s:.0f} s")) from failure
+                    raise PublishFailed(_advice(failure, f"it did not work in {self._recovery_s:.0f} s")) from failure
 
     async def close(self) -> None:
         self._transfer.drop()
@@ -115,9 +118,11 @@ class ServedPublisher:
             self._opened = True
         async with self._transfer.carry(self._control, weights) as send:
             await self._control.pause()
+            self._updating = True
             await self._control.start_update()
             await send()
             await self._control.finish_update(version)
+            self._updating = False
         await self._control.reset_prefix_cache()
         await self._control.resume()
 
@@ -125,17 +130,21 @@ class ServedPublisher:
         """Leave no server paused, whatever happened to it, this task's cancellation included."""
         self._opened = False
         self._transfer.drop()
-        for put_right in (self._control.abandon_update, self._control.resume):
-            try:
-                async with asyncio.timeout(TIDYING_S):
-                    await put_right()
-            except (ControlFailed, TimeoutError) as failure:
-                _log.warning("the model server is not put right: %s", failure or repr(failure))
+        try:
+            async with asyncio.timeout(TIDYING_S):
+                if self._updating:  # before anything that may take long: no token is to carry the old version's label
+                    await self._control.mark_incomplete()
+                await self._control.abandon_update()
+                # Not otherwise: without weights the next token would end the server. Its own lease ends the pause.
+                await self._control.resume()
+        except (ControlFailed, TimeoutError) as failure:
+            _log.warning("the model server is not put right: %s", failure or repr(failure))
 
     async def _prove(self, expected: list[float], allowed: float) -> float:
         served = await self._policy.score(self._probe_ids)
-        difference = max(abs(a - b) for a, b in zip(served, expected, strict=True))
-        if not difference <= allowed:
+        differences = [abs(a - b) for a, b in zip(served, expected, strict=True)]
+        difference = max(differences)
+        if not all(d <= allowed for d in differences):  # a NaN is no difference that is allowed
             await self._control.mark_incomplete()
             raise Unproved(
                 f"the model server's log-probabilities differ by {difference:.4g} after an update "
@@ -151,11 +160,12 @@ class ServedPublisher:
         return self._max_difference
 
     async def _is_back(self, deadline: float) -> bool:
-        while not await self._control.is_well():
-            if time.monotonic() > deadline:
-                return False
+        """Also one that is well must not be tried for ever: it may break every update."""
+        while time.monotonic() < deadline:
+            if await self._control.is_well():
+                return True
             await asyncio.sleep(POLL_S)
-        return True
+        return False
 
 
 def _is_refusal(failure: Exception) -> bool:

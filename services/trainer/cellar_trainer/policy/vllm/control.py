@@ -15,8 +15,8 @@ import httpx
 from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.policy.vllm.wire import INCOMPLETE, error_message
 
-PATIENCE_S = 90.0
-"""How long somebody else's pause may last before we end it: longer than the server's own lease on pauses."""
+PATIENCE_S = 330.0
+"""How long somebody else's pause may last before we end it: longer than a transfer, and than the server's own lease."""
 POLL_S = 0.25
 GLANCE_S = 5.0
 """Longest wait for an answer that a server gives at once if it is well."""

@@ -42,13 +42,13 @@ class VLLMPolicy:
     ) -> None:
         self._model = model
         self._retries = retries
-        self._unpublished = unpublished
+        self._publishes = not unpublished
         self._http = connection(url, timeout_s=timeout_s, api_key=api_key, transport=transport)
         self._control = VLLMControl(url, api_key=api_key, transport=transport)
 
     async def generate(self, token_ids: Sequence[int], sampling: Sampling) -> Completion:
         """Continue `token_ids`. Raises `PolicyUnavailable`, also when the answer lacks what training needs."""
-        return await self._sample(token_ids, sampling, unpublished=self._unpublished)
+        return await self._sample(token_ids, sampling, labels="published" if self._publishes else "served")
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probability of each token after the first, at temperature 1: `len(token_ids) - 1` numbers."""
@@ -57,13 +57,14 @@ class VLLMPolicy:
     async def check(self, sampling: Sampling) -> None:
         """Ask for one token as a rollout would, so that a server started wrongly is found before the first rollout.
 
-        A server that a trainer left paused when it died is set going. Raises `PolicyUnavailable`. The log-probabilities
-        have to be those after temperature, which is not vLLM's default.
+        A server that a trainer left paused when it died is set going. What weights it has matters only to who samples
+        with them, not to who will publish others first. Raises `PolicyUnavailable`. The log-probabilities have to be
+        those after temperature, which is not vLLM's default.
         """
         await self._control.end_pause()
         prompt = (*sampling.stop_token_ids, sampling.trigger_id or 0)
         hot = Sampling(1, wire.HOTTEST, seed=0, trigger_id=sampling.trigger_id)
-        sampled = await self._sample(prompt, hot, unpublished=True)
+        sampled = await self._sample(prompt, hot, labels="any" if self._publishes else "served")
         scores = await self.score((*prompt, *sampled.token_ids))
         if math.isclose(sampled.logprobs[0], scores[-1], abs_tol=1e-6):
             raise PolicyUnavailable(
@@ -75,9 +76,9 @@ class VLLMPolicy:
         await self._http.aclose()
         await self._control.close()
 
-    async def _sample(self, token_ids: Sequence[int], sampling: Sampling, *, unpublished: bool) -> Completion:
+    async def _sample(self, token_ids: Sequence[int], sampling: Sampling, *, labels: wire.Labels) -> Completion:
         answer = await self._generate(token_ids, wire.sampling_params(sampling))
-        return wire.completion(answer.choices[0], sampling, unpublished=unpublished)
+        return wire.completion(answer.choices[0], sampling, labels=labels)
 
     async def _generate(self, token_ids: Sequence[int], params: dict[str, Any]) -> wire.Reply:
         return wire.reply(await self._post(wire.generate_body(self._model, token_ids, params)))

@@ -4,7 +4,7 @@ Pure functions; whatever an answer lacks that training needs is `PolicyUnavailab
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import httpx
@@ -33,6 +33,11 @@ WHOLE_DISTRIBUTION = {
 }
 """Nothing is cut off and nothing penalised: either would sample from another policy than the one whose ratio the
 learner forms. Each is said, since a server may take what is left out from the model's generation_config.json."""
+
+
+Labels = Literal["published", "served", "any"]
+"""Whose tokens are wanted: those of weights that a trainer published; also of those that the server was started with,
+as version 0; or of whatever weights, which are then not told apart and all version 0."""
 
 
 class TokenLogprob(BaseModel):
@@ -109,8 +114,7 @@ def reply(response: httpx.Response) -> Reply:
         raise PolicyUnavailable(f"the model server's answer is not what we know: {error}") from error
 
 
-def completion(choice: Choice, sampling: Sampling, *, unpublished: bool) -> Completion:
-    """`unpublished`: whether tokens of the weights that the server was started with are wanted, as version 0."""
+def completion(choice: Choice, sampling: Sampling, *, labels: Labels) -> Completion:
     if choice.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
         raise PolicyUnavailable(f"the model server ended a completion with {choice.finish_reason!r}")
     if choice.logprobs is None or len(choice.logprobs.content) != len(choice.token_ids):
@@ -120,7 +124,7 @@ def completion(choice: Choice, sampling: Sampling, *, unpublished: bool) -> Comp
         token_ids=tuple(choice.token_ids),
         logprobs=tuple(_sampled_logprob(p) for p in choice.logprobs.content),
         trigger_logprobs=tuple(_trigger_logprob(p, sampling.trigger_id) for p in choice.logprobs.content),
-        policy_versions=_policy_versions(choice, unpublished),
+        policy_versions=_policy_versions(choice, labels),
         finish_reason=finish,
         stop_token_id=choice.token_ids[-1] if finish is FinishReason.STOP else None,
     )
@@ -158,18 +162,18 @@ def _trigger_logprob(position: Position, trigger_id: int | None) -> float:
     raise PolicyUnavailable(f"the model server did not send the trigger's log-probability (token {trigger_id})")
 
 
-def _policy_versions(choice: Choice, unpublished: bool) -> tuple[int, ...]:
+def _policy_versions(choice: Choice, labels: Labels) -> tuple[int, ...]:
     if choice.weight_versions is None:
         raise PolicyUnavailable("the model server does not say which weights sampled its tokens; it needs vLLM >= 0.32")
-    spans = [(_version(span.version, unpublished), span.end - span.start) for span in choice.weight_versions]
+    spans = [(_version(span.version, labels), span.end - span.start) for span in choice.weight_versions]
     versions = [version for version, length in spans for _ in range(length)]
     if len(versions) != len(choice.token_ids):
         raise PolicyUnavailable(f"{len(choice.token_ids)} tokens, but weight versions for {len(versions)}")
     return tuple(versions)
 
 
-def _version(label: str, unpublished: bool) -> int:
-    if label == UNPUBLISHED and unpublished:
+def _version(label: str, labels: Labels) -> int:
+    if labels == "any" or (label == UNPUBLISHED and labels == "served"):
         return 0
     if label == UNPUBLISHED:
         raise PolicyUnavailable("the model server was restarted and has its first weights again, not the policy's")
