@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cellar_trainer.head import TokenScalars, exact_f, token_scalars
+from cellar_trainer.learning.head import TokenScalars, exact_f, token_scalars
 
 VOCABULARY, TRIGGER = 151_936, 151_657  # of Qwen3; <tool_call>
 CASES = {"memory": (8192, 64), "time": (1024, 1024), "small": (1024, 256)}

@@ -1,4 +1,4 @@
-"""Memory of a training step on the CPU, predicted by `cellar_trainer.memory` and measured.
+"""Memory of a training step on the CPU, predicted by `cellar_trainer.learning.memory` and measured.
 
     .venv/envs/trainer/bin/python -m benchmarks.memory
 
@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from cellar_trainer.learner import Learner, OptimiserOptions
-from cellar_trainer.lora import LoraOptions
-from cellar_trainer.memory import Shape, predicted_memory, shape_model
-from cellar_trainer.model import ControlTokens, load_model
-from cellar_trainer.objectives import ObjectiveOptions
-from cellar_trainer.packing import Example, pack
+from cellar_trainer.learning.learner import Learner, OptimiserOptions
+from cellar_trainer.learning.lora import LoraOptions
+from cellar_trainer.learning.memory import Shape, predicted_memory, shape_model
+from cellar_trainer.learning.model import ControlTokens, load_model
+from cellar_trainer.learning.objectives import ObjectiveOptions
+from cellar_trainer.learning.packing import Example, pack
 from cellar_trainer.types import Segment, SegmentKind, Task, Trajectory
 
 MIB = 2**20

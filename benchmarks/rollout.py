@@ -29,12 +29,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from cellar_trainer.collect import Rollouts
 from cellar_trainer.config import load_config
+from cellar_trainer.data.tasks import load_tasks
 from cellar_trainer.policy.protocol import Policy
-from cellar_trainer.rollout import derive_seed
+from cellar_trainer.rollouts.collect import Rollouts
+from cellar_trainer.rollouts.rollout import derive_seed
 from cellar_trainer.serving import VLLMServer
-from cellar_trainer.tasks import load_tasks
 from cellar_trainer.types import Completion, FinishReason, Sampling, Task
 from cellar_trainer.wiring import open_rollouts
 from demo.__main__ import CONFIG

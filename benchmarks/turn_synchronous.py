@@ -24,10 +24,10 @@ from pathlib import Path
 from random import Random
 
 from cellar_client import AsyncCellar
-from cellar_trainer.notebook import Notebook
-from cellar_trainer.parsing import parse_turn
-from cellar_trainer.rendering import Renderer, RenderingOptions
-from cellar_trainer.rollout import RolloutOptions, derive_seed, rollout
+from cellar_trainer.rollouts.notebook import Notebook
+from cellar_trainer.rollouts.parsing import parse_turn
+from cellar_trainer.rollouts.rendering import Renderer, RenderingOptions
+from cellar_trainer.rollouts.rollout import RolloutOptions, derive_seed, rollout
 from cellar_trainer.types import Completion, FinishReason, Sampling, Task
 from demo.arithmetic import PHRASES, TRIGGER
 from demo.executor import executor

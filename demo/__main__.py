@@ -29,9 +29,9 @@ from cellar_trainer.evaluation.options import EvalOptions
 from cellar_trainer.evaluation.play import Sample, evaluate
 from cellar_trainer.evaluation.report import report as make_report
 from cellar_trainer.evaluation.suites import load_suite
-from cellar_trainer.metrics import trajectory_record, write_line
-from cellar_trainer.progress import Progress
 from cellar_trainer.serving import DEFAULT_PYTHON, ServerFailed, VLLMServer
+from cellar_trainer.telemetry.metrics import trajectory_record, write_line
+from cellar_trainer.telemetry.progress import Progress
 from cellar_trainer.train import Training, train
 from cellar_trainer.types import Trajectory
 from cellar_trainer.wiring import open_training

@@ -18,8 +18,8 @@ import torch
 from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
-from cellar_trainer.collect import Collection
-from cellar_trainer.learner import Learner
+from cellar_trainer.learning.learner import Learner
+from cellar_trainer.rollouts.collect import Collection
 
 PREFIX = "step-"
 PARTIAL = ".partial-"

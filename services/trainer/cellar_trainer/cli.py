@@ -133,9 +133,9 @@ def equivalence(
 
     The same command again goes on where it stopped, also with more seeds.
     """
-    from cellar_trainer.progress import Progress
     from cellar_trainer.study.equivalence import study_equivalence
     from cellar_trainer.study.jobs import QUICK, Settings
+    from cellar_trainer.telemetry.progress import Progress
 
     settings = QUICK if quick else Settings()
     with _one_line_errors():
@@ -155,8 +155,8 @@ def main() -> None:
 
 def _run_in_ranks(config: Any, resume: bool) -> None:
     """All that trains in this process: the run, or, in all but the first of several processes, what lends it a hand."""
-    from cellar_trainer.distributed import process_group
-    from cellar_trainer.sharding import rank
+    from cellar_trainer.learning.distributed import process_group
+    from cellar_trainer.learning.sharding import rank
     from cellar_trainer.wiring import serve_training
 
     with process_group(config.model.device):
@@ -167,7 +167,7 @@ def _run_in_ranks(config: Any, resume: bool) -> None:
 
 
 async def _train(config: Any, resume: bool) -> None:
-    from cellar_trainer.progress import Progress
+    from cellar_trainer.telemetry.progress import Progress
     from cellar_trainer.train import train as run_training
     from cellar_trainer.wiring import open_training
 
@@ -176,10 +176,10 @@ async def _train(config: Any, resume: bool) -> None:
 
 
 async def _play(config: Any, tasks: str, limit: int | None, n: int, out: Path) -> dict[str, float]:
-    from cellar_trainer.metrics import rollout_metrics, trajectory_record, write_line
-    from cellar_trainer.progress import Progress
-    from cellar_trainer.rollout import derive_seed
-    from cellar_trainer.tasks import load_tasks
+    from cellar_trainer.data.tasks import load_tasks
+    from cellar_trainer.rollouts.rollout import derive_seed
+    from cellar_trainer.telemetry.metrics import rollout_metrics, trajectory_record, write_line
+    from cellar_trainer.telemetry.progress import Progress
     from cellar_trainer.wiring import open_rollouts
 
     problems = load_tasks(tasks, limit=limit)
@@ -200,7 +200,7 @@ async def _evaluate(config: Any, out: Path) -> None:
     from cellar_trainer.evaluation.play import evaluate as play
     from cellar_trainer.evaluation.report import report as make_report
     from cellar_trainer.evaluation.suites import load_suite
-    from cellar_trainer.progress import Progress
+    from cellar_trainer.telemetry.progress import Progress
     from cellar_trainer.wiring import open_rollouts, weight_label
 
     progress = Progress()
@@ -252,14 +252,14 @@ def _one_line_errors() -> Iterator[None]:
     """What the user or a service can mend is said in words; a traceback is for our own mistakes."""
     from cellar_client.errors import CellarError
     from cellar_trainer.config import ConfigError
+    from cellar_trainer.data.tasks import TaskFileError
     from cellar_trainer.evaluation.journal import OtherEvaluation
     from cellar_trainer.evaluation.suites import SuiteError
-    from cellar_trainer.loggers import LoggerUnavailable
-    from cellar_trainer.model import ModelUnusable
+    from cellar_trainer.learning.model import ModelUnusable
     from cellar_trainer.policy.protocol import PolicyUnavailable
-    from cellar_trainer.rewards import GraderUnavailable
-    from cellar_trainer.rollout import RolloutFailed
-    from cellar_trainer.tasks import TaskFileError
+    from cellar_trainer.rewards.grader import GraderUnavailable
+    from cellar_trainer.rollouts.rollout import RolloutFailed
+    from cellar_trainer.telemetry.loggers import LoggerUnavailable
     from cellar_trainer.weights import PublishFailed
 
     try:

@@ -15,19 +15,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from cellar_client.schemas import Seconds
-from cellar_trainer.alarm import AlarmOptions
-from cellar_trainer.collect import CollectOptions
+from cellar_trainer.data.tasks import TaskOptions
 from cellar_trainer.evaluation.options import EvalOptions
-from cellar_trainer.learner import OptimiserOptions
-from cellar_trainer.loggers import LogOptions
-from cellar_trainer.lora import LoraOptions
-from cellar_trainer.model import ControlTokens
-from cellar_trainer.objectives import PRESETS, ObjectiveOptions
+from cellar_trainer.learning.learner import OptimiserOptions
+from cellar_trainer.learning.lora import LoraOptions
+from cellar_trainer.learning.model import ControlTokens
+from cellar_trainer.learning.objectives import PRESETS, ObjectiveOptions
 from cellar_trainer.policy.options import PolicyOptions
-from cellar_trainer.rendering import RenderingOptions
-from cellar_trainer.rollout import RolloutOptions
-from cellar_trainer.shaping import RewardOptions
-from cellar_trainer.tasks import TaskOptions
+from cellar_trainer.rewards.alarm import AlarmOptions
+from cellar_trainer.rewards.shaping import RewardOptions
+from cellar_trainer.rollouts.collect import CollectOptions
+from cellar_trainer.rollouts.rendering import RenderingOptions
+from cellar_trainer.rollouts.rollout import RolloutOptions
+from cellar_trainer.telemetry.loggers import LogOptions
 from cellar_trainer.train import TrainOptions
 from cellar_trainer.types import Sampling
 

@@ -1,12 +1,12 @@
 """What a training run would do and need, before anything is started: `cellar-trainer train --dry-run`."""
 
 from cellar_trainer.config import Config
-from cellar_trainer.distributed import launched_ranks
-from cellar_trainer.lora import LoraOptions
-from cellar_trainer.memory import Shape, predicted_memory, shape_model
-from cellar_trainer.model import control_tokens, load_tokenizer
-from cellar_trainer.objectives import ObjectiveOptions
-from cellar_trainer.tasks import load_tasks
+from cellar_trainer.data.tasks import load_tasks
+from cellar_trainer.learning.distributed import launched_ranks
+from cellar_trainer.learning.lora import LoraOptions
+from cellar_trainer.learning.memory import Shape, predicted_memory, shape_model
+from cellar_trainer.learning.model import control_tokens, load_tokenizer
+from cellar_trainer.learning.objectives import ObjectiveOptions
 
 GIB = 2**30
 

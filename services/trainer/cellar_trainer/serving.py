@@ -18,7 +18,7 @@ from typing import Self
 
 import httpx
 
-from cellar_trainer.progress import Progress
+from cellar_trainer.telemetry.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[3]
 DEFAULT_PYTHON = ROOT / ".venv/envs/vllm/bin/python"

@@ -19,16 +19,16 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from cellar_trainer import checkpoint
-from cellar_trainer.alarm import AlarmOptions, RewardAlarm
-from cellar_trainer.collect import DROPPED, Collection
-from cellar_trainer.examples import to_examples
-from cellar_trainer.learner import Learner
-from cellar_trainer.metrics import RunLog, rollout_metrics, staleness_metrics
-from cellar_trainer.model import ControlTokens
-from cellar_trainer.packing import Batch, Layout, pack
-from cellar_trainer.progress import Progress
-from cellar_trainer.rollout import RolloutFailed
-from cellar_trainer.supply import Supply
+from cellar_trainer.learning.examples import to_examples
+from cellar_trainer.learning.learner import Learner
+from cellar_trainer.learning.model import ControlTokens
+from cellar_trainer.learning.packing import Batch, Layout, pack
+from cellar_trainer.rewards.alarm import AlarmOptions, RewardAlarm
+from cellar_trainer.rollouts.collect import DROPPED, Collection
+from cellar_trainer.rollouts.rollout import RolloutFailed
+from cellar_trainer.rollouts.supply import Supply
+from cellar_trainer.telemetry.metrics import RunLog, rollout_metrics, staleness_metrics
+from cellar_trainer.telemetry.progress import Progress
 from cellar_trainer.types import Metrics, StopReason
 from cellar_trainer.weights import PublishFailed, WeightPublisher
 

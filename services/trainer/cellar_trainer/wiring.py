@@ -12,29 +12,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cellar_client import AsyncCellar
 from cellar_trainer import checkpoint
-from cellar_trainer.alarm import RewardAlarm
-from cellar_trainer.collect import Rollouts, TaskStream
 from cellar_trainer.config import Config, ConfigError
-from cellar_trainer.distributed import Leader, serve
+from cellar_trainer.data.tasks import load_tasks
 from cellar_trainer.evaluation.play import evaluate
 from cellar_trainer.evaluation.report import metrics as report_metrics
 from cellar_trainer.evaluation.report import report
 from cellar_trainer.evaluation.suites import Suite, load_suite
-from cellar_trainer.learner import Learner
-from cellar_trainer.loggers import open_loggers
-from cellar_trainer.metrics import RunLog
-from cellar_trainer.model import ControlTokens, control_tokens, load_model, load_tokenizer
+from cellar_trainer.learning.distributed import Leader, serve
+from cellar_trainer.learning.learner import Learner
+from cellar_trainer.learning.model import ControlTokens, control_tokens, load_model, load_tokenizer
+from cellar_trainer.learning.sharding import ranks
 from cellar_trainer.policy.local import LocalPolicy
 from cellar_trainer.policy.options import PolicyOptions
 from cellar_trainer.policy.protocol import Policy
 from cellar_trainer.policy.vllm import RouteMissing, VLLMControl, VLLMPolicy
 from cellar_trainer.policy.vllm.wire import UNPUBLISHED
-from cellar_trainer.progress import Progress
-from cellar_trainer.rendering import Renderer
-from cellar_trainer.rewards import Grader
-from cellar_trainer.sharding import ranks
-from cellar_trainer.supply import Supply
-from cellar_trainer.tasks import load_tasks
+from cellar_trainer.rewards.alarm import RewardAlarm
+from cellar_trainer.rewards.grader import Grader
+from cellar_trainer.rollouts.collect import Rollouts, TaskStream
+from cellar_trainer.rollouts.rendering import Renderer
+from cellar_trainer.rollouts.supply import Supply
+from cellar_trainer.telemetry.loggers import open_loggers
+from cellar_trainer.telemetry.metrics import RunLog
+from cellar_trainer.telemetry.progress import Progress
 from cellar_trainer.train import Training
 from cellar_trainer.types import Metrics, Task
 from cellar_trainer.weights import (

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cellar_trainer import distributed
-from cellar_trainer.distributed import Leader, process_group, serve
-from cellar_trainer.learner import Learner, OptimiserOptions
-from cellar_trainer.lora import LoraOptions
-from cellar_trainer.model import control_tokens, load_model
-from cellar_trainer.objectives import ObjectiveOptions
-from cellar_trainer.packing import Batch, Example, pack
-from cellar_trainer.sharding import rank, ranks
+from cellar_trainer.learning import distributed
+from cellar_trainer.learning.distributed import Leader, process_group, serve
+from cellar_trainer.learning.learner import Learner, OptimiserOptions
+from cellar_trainer.learning.lora import LoraOptions
+from cellar_trainer.learning.model import control_tokens, load_model
+from cellar_trainer.learning.objectives import ObjectiveOptions
+from cellar_trainer.learning.packing import Batch, Example, pack
+from cellar_trainer.learning.sharding import rank, ranks
 from cellar_trainer.types import Segment, SegmentKind, Task, Trajectory
 from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer
 

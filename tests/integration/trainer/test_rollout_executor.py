@@ -9,11 +9,11 @@ import pytest
 
 from cellar_client import AsyncCellar
 from cellar_client.retry import NO_RETRIES
-from cellar_trainer.collect import CollectOptions, Rollouts, TaskStream, collect
-from cellar_trainer.model import control_tokens
-from cellar_trainer.rendering import Renderer, RenderingOptions
-from cellar_trainer.rewards import Grader
-from cellar_trainer.rollout import RolloutFailed, RolloutOptions, rollout
+from cellar_trainer.learning.model import control_tokens
+from cellar_trainer.rewards.grader import Grader
+from cellar_trainer.rollouts.collect import CollectOptions, Rollouts, TaskStream, collect
+from cellar_trainer.rollouts.rendering import Renderer, RenderingOptions
+from cellar_trainer.rollouts.rollout import RolloutFailed, RolloutOptions, rollout
 from cellar_trainer.types import Completion, Sampling, SegmentKind, StopReason, Task, Trajectory
 from tests.executor_process import ExecutorProcess
 from tests.scripted import ScriptedPolicy, answer, call

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from cellar_trainer import cli
-from cellar_trainer.model import load_model
+from cellar_trainer.learning.model import load_model
 from cellar_trainer.serving import VLLMServer
 from tests.executor_process import ExecutorProcess
 from tests.tiny_model import save_tiny_model

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import torch
 
-from cellar_trainer.model import control_tokens, load_model
+from cellar_trainer.learning.model import control_tokens, load_model
 from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.policy.vllm import VLLMControl, VLLMPolicy
 from cellar_trainer.serving import VLLMServer

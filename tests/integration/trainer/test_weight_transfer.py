@@ -17,7 +17,7 @@ from functools import partial
 import pytest
 from torch import Tensor
 
-from cellar_trainer.model import control_tokens
+from cellar_trainer.learning.model import control_tokens
 from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.policy.vllm import ControlFailed, VLLMControl, VLLMPolicy
 from cellar_trainer.serving import VLLMServer

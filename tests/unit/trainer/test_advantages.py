@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellar_trainer.advantages import group_advantages, pairwise_advantages
+from cellar_trainer.learning.advantages import group_advantages, pairwise_advantages
 
 
 def test_three_rewards_by_hand() -> None:

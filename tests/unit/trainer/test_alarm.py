@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from cellar_trainer.alarm import AlarmOptions, RewardAlarm
-from cellar_trainer.collect import Collection
+from cellar_trainer.rewards.alarm import AlarmOptions, RewardAlarm
+from cellar_trainer.rollouts.collect import Collection
 from cellar_trainer.types import Task, Trajectory
 
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import rollout, turn_synchronous, weights
 from cellar_client import AsyncCellar
-from cellar_trainer.rollout import RolloutOptions
+from cellar_trainer.rollouts.rollout import RolloutOptions
 from cellar_trainer.types import Metrics
 from cellar_trainer.weights import WeightPublisher, WeightSource
 from demo.arithmetic import PHRASES, TRIGGER

@@ -7,10 +7,10 @@ import torch
 
 from cellar_trainer import checkpoint
 from cellar_trainer.checkpoint import Position
-from cellar_trainer.collect import Collection
-from cellar_trainer.learner import Learner, OptimiserOptions
-from cellar_trainer.model import control_tokens, load_model
-from cellar_trainer.objectives import ObjectiveOptions
+from cellar_trainer.learning.learner import Learner, OptimiserOptions
+from cellar_trainer.learning.model import control_tokens, load_model
+from cellar_trainer.learning.objectives import ObjectiveOptions
+from cellar_trainer.rollouts.collect import Collection
 from cellar_trainer.types import Group, Segment, SegmentKind, StopReason, Task, Trajectory
 from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer
 

@@ -4,10 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cellar_trainer.head import TokenScalars
-from cellar_trainer.objectives.clip import PolicyLoss, clipped_policy_loss, policy_measures
-from cellar_trainer.objectives.options import ObjectiveOptions
-from cellar_trainer.objectives.tokens import SampledTokens, TokenTerms, hierarchical_coefficient, implicit_terms
+from cellar_trainer.learning.head import TokenScalars
+from cellar_trainer.learning.objectives.clip import PolicyLoss, clipped_policy_loss, policy_measures
+from cellar_trainer.learning.objectives.options import ObjectiveOptions
+from cellar_trainer.learning.objectives.tokens import (
+    SampledTokens,
+    TokenTerms,
+    hierarchical_coefficient,
+    implicit_terms,
+)
 
 DAPO = ObjectiveOptions(name="dapo", importance="none")
 GRPO = ObjectiveOptions(name="grpo", importance="none")

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellar_client.errors import CellarError
-from cellar_trainer import notebook as notebook_module
-from cellar_trainer.collect import CollectOptions, Rollouts, TaskStream, collect
-from cellar_trainer.model import control_tokens
+from cellar_trainer.learning.model import control_tokens
 from cellar_trainer.policy.protocol import Policy, PolicyUnavailable
-from cellar_trainer.rendering import Renderer, RenderingOptions
-from cellar_trainer.rewards import Grade, GraderUnavailable
-from cellar_trainer.rollout import RolloutFailed, RolloutOptions
+from cellar_trainer.rewards.grader import Grade, GraderUnavailable
+from cellar_trainer.rollouts import notebook as notebook_module
+from cellar_trainer.rollouts.collect import CollectOptions, Rollouts, TaskStream, collect
+from cellar_trainer.rollouts.rendering import Renderer, RenderingOptions
+from cellar_trainer.rollouts.rollout import RolloutFailed, RolloutOptions
 from cellar_trainer.types import Completion, Sampling, StopReason, Task, Trajectory
 from tests.scripted import InProcessCellar, answer, call, scripted_completion
 from tests.tiny_model import EOS, TRIGGER, tiny_tokenizer

@@ -6,7 +6,7 @@ import pytest
 
 from cellar_client import calls
 from cellar_trainer.config import Config, ConfigError, load_config, parse_config
-from cellar_trainer.model import ControlTokens
+from cellar_trainer.learning.model import ControlTokens
 from cellar_trainer.types import StopReason
 
 MINIMAL = {"output": "runs/x", "model": {"path": "m"}, "tasks": {"path": "t.jsonl"}}

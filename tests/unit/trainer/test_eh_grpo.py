@@ -8,13 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cellar_trainer.head import TokenScalars, scalars_from_logits
-from cellar_trainer.model import control_tokens, load_model
-from cellar_trainer.objectives.clip import clipped_policy_loss
-from cellar_trainer.objectives.eh_grpo import attach_gate, explicit_logprobs, explicit_terms, gate_logits, gate_of
-from cellar_trainer.objectives.ih_grpo import hierarchical_loss
-from cellar_trainer.objectives.options import ObjectiveOptions
-from cellar_trainer.objectives.tokens import SampledTokens, TokenTerms
+from cellar_trainer.learning.head import TokenScalars, scalars_from_logits
+from cellar_trainer.learning.model import control_tokens, load_model
+from cellar_trainer.learning.objectives.clip import clipped_policy_loss
+from cellar_trainer.learning.objectives.eh_grpo import (
+    attach_gate,
+    explicit_logprobs,
+    explicit_terms,
+    gate_logits,
+    gate_of,
+)
+from cellar_trainer.learning.objectives.ih_grpo import hierarchical_loss
+from cellar_trainer.learning.objectives.options import ObjectiveOptions
+from cellar_trainer.learning.objectives.tokens import SampledTokens, TokenTerms
 from cellar_trainer.policy.local import LocalPolicy
 from cellar_trainer.types import Sampling
 from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer

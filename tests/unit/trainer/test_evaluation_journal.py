@@ -10,7 +10,7 @@ from cellar_trainer.config import parse_config
 from cellar_trainer.evaluation.journal import Journal, OtherEvaluation, settings
 from cellar_trainer.evaluation.play import Sample
 from cellar_trainer.evaluation.suites import Suite, TaskSet
-from cellar_trainer.rendering import Renderer, RenderingOptions
+from cellar_trainer.rollouts.rendering import Renderer, RenderingOptions
 from cellar_trainer.types import Segment, SegmentKind, StopReason, Task, Trajectory
 from tests.tiny_model import tiny_tokenizer
 

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from cellar_trainer.collect import Rollouts
 from cellar_trainer.evaluation.play import Sample, evaluate
 from cellar_trainer.evaluation.suites import TaskSet
-from cellar_trainer.rollout import RolloutFailed
+from cellar_trainer.rollouts.collect import Rollouts
+from cellar_trainer.rollouts.rollout import RolloutFailed
 from cellar_trainer.types import StopReason, Task, Trajectory
 
 TASKS = tuple(Task(name, "", "") for name in "ab")

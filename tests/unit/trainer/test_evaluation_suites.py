@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy
 import pytest
 
+from cellar_trainer.data.tasks import TaskFileError
 from cellar_trainer.evaluation.options import EvalOptions
 from cellar_trainer.evaluation.suites import SuiteError, load_suite, shipped_suites
-from cellar_trainer.tasks import TaskFileError
 
 DATA = Path(os.environ.get("CELLAR_DATA", Path(__file__).parents[4] / "shared" / "data"))
 

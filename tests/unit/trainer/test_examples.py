@@ -2,8 +2,8 @@
 
 import pytest
 
-from cellar_trainer.examples import to_examples
-from cellar_trainer.objectives import ObjectiveOptions
+from cellar_trainer.learning.examples import to_examples
+from cellar_trainer.learning.objectives import ObjectiveOptions
 from cellar_trainer.types import Group, Segment, SegmentKind, StopReason, Task, Trajectory
 from tests.tiny_model import tiny_tokenizer
 

@@ -1,6 +1,6 @@
 import pytest
 
-from cellar_trainer.fences import near_fences
+from cellar_trainer.learning.fences import near_fences
 from cellar_trainer.types import Segment, SegmentKind, Task, Trajectory
 
 

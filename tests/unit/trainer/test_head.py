@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cellar_trainer.head import (
+from cellar_trainer.learning.head import (
     TokenScalars,
     exact_f,
     exact_f_from_logits,

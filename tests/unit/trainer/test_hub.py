@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
-from cellar_trainer.hub import HubError, fetch
-from cellar_trainer.tasks import TaskFileError, load_tasks
+from cellar_trainer.data.hub import HubError, fetch
+from cellar_trainer.data.tasks import TaskFileError, load_tasks
 from tests.hub_server import COMMIT, Hub, hub_of
 
 SUFFIXES = (".parquet", ".jsonl")
@@ -137,7 +137,9 @@ def test_a_file_that_was_fetched_before_is_had_without_a_network(hub: Hub, monke
 
 
 def test_the_endpoint_is_the_one_of_the_environment(hub: Hub, tmp_path: Path) -> None:
-    script = "from cellar_trainer.tasks import load_tasks; print(len(load_tasks('hf://datasets/org/sums/data/train')))"
+    script = (
+        "from cellar_trainer.data.tasks import load_tasks; print(len(load_tasks('hf://datasets/org/sums/data/train')))"
+    )
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     shown = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
 

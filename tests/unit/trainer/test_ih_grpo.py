@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cellar_trainer.objectives.ih_grpo import hierarchical_loss
-from cellar_trainer.objectives.options import Correction
+from cellar_trainer.learning.objectives.ih_grpo import hierarchical_loss
+from cellar_trainer.learning.objectives.options import Correction
 
 INF = float("inf")
 CORRECTIONS = get_args(Correction)

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cellar_trainer.learner import TYPICAL_WEIGHT, Learner, OptimiserOptions
-from cellar_trainer.lora import LoraOptions
-from cellar_trainer.model import ModelUnusable, control_tokens, hidden_states, load_model, score
-from cellar_trainer.objectives import ObjectiveOptions
-from cellar_trainer.objectives.eh_grpo import gate_of
-from cellar_trainer.objectives.options import BASES
-from cellar_trainer.packing import Batch, Example, pack
+from cellar_trainer.learning.learner import TYPICAL_WEIGHT, Learner, OptimiserOptions
+from cellar_trainer.learning.lora import LoraOptions
+from cellar_trainer.learning.model import ModelUnusable, control_tokens, hidden_states, load_model, score
+from cellar_trainer.learning.objectives import ObjectiveOptions
+from cellar_trainer.learning.objectives.eh_grpo import gate_of
+from cellar_trainer.learning.objectives.options import BASES
+from cellar_trainer.learning.packing import Batch, Example, pack
 from cellar_trainer.types import Segment, SegmentKind, Task, Trajectory
 from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cellar_trainer.loggers import LoggerUnavailable, LogOptions, open_loggers
-from cellar_trainer.metrics import RunLog
-from cellar_trainer.rendering import Renderer, RenderingOptions
+from cellar_trainer.rollouts.rendering import Renderer, RenderingOptions
+from cellar_trainer.telemetry.loggers import LoggerUnavailable, LogOptions, open_loggers
+from cellar_trainer.telemetry.metrics import RunLog
 from tests.tiny_model import tiny_tokenizer
 
 BOTH = LogOptions(to=("wandb", "trackio"), project="p")

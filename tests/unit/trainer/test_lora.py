@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cellar_trainer.learner import Learner, OptimiserOptions
-from cellar_trainer.lora import LoraOptions, add_adapters
-from cellar_trainer.model import ModelUnusable, control_tokens, score
-from cellar_trainer.objectives import ObjectiveOptions
-from cellar_trainer.objectives.eh_grpo import gate_of
+from cellar_trainer.learning.learner import Learner, OptimiserOptions
+from cellar_trainer.learning.lora import LoraOptions, add_adapters
+from cellar_trainer.learning.model import ModelUnusable, control_tokens, score
+from cellar_trainer.learning.objectives import ObjectiveOptions
+from cellar_trainer.learning.objectives.eh_grpo import gate_of
 from cellar_trainer.policy.local import LocalPolicy
 from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer
 from tests.unit.trainer.test_learner import examples, packed

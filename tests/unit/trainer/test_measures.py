@@ -1,6 +1,6 @@
 import torch
 
-from cellar_trainer.objectives.measures import Max, Mean, Measure, Sum, merge
+from cellar_trainer.learning.objectives.measures import Max, Mean, Measure, Sum, merge
 
 
 def test_means_sums_and_maxima_of_two_batches_are_those_of_their_tokens() -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cellar_trainer import memory
-from cellar_trainer.lora import LoraOptions
-from cellar_trainer.memory import Shape, predicted_memory, shape_model
-from cellar_trainer.model import hidden_states
+from cellar_trainer.learning import memory
+from cellar_trainer.learning.lora import LoraOptions
+from cellar_trainer.learning.memory import Shape, predicted_memory, shape_model
+from cellar_trainer.learning.model import hidden_states
 from tests.tiny_model import save_tiny_model, tiny_model
 
 BATCH = Shape(rows=2, width=64)

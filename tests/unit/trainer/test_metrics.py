@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cellar_trainer.metrics import RunLog, deferral_rate, rollout_metrics, staleness_metrics
-from cellar_trainer.rendering import Renderer, RenderingOptions
+from cellar_trainer.rollouts.rendering import Renderer, RenderingOptions
+from cellar_trainer.telemetry.metrics import RunLog, deferral_rate, rollout_metrics, staleness_metrics
 from cellar_trainer.types import Segment, SegmentKind, StopReason, Task, Trajectory
 from tests.tiny_model import tiny_tokenizer
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cellar_trainer.model import (
+from cellar_trainer.learning.model import (
     ModelUnusable,
     checkpoint_activations,
     control_tokens,

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellar_trainer.objectives.normalisation import StepTotals, loss_weights, step_totals
-from cellar_trainer.objectives.options import ObjectiveOptions
+from cellar_trainer.learning.objectives.normalisation import StepTotals, loss_weights, step_totals
+from cellar_trainer.learning.objectives.options import ObjectiveOptions
 
 MASK_BT = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 """Three tokens, one token, and a row of which nothing is trained on."""

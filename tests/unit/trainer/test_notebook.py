@@ -11,8 +11,8 @@ from cellar_client import calls
 from cellar_client.errors import CellarError, SessionLost
 from cellar_client.operation import Operation
 from cellar_client.schemas import Run
-from cellar_trainer import notebook as notebook_module
-from cellar_trainer.notebook import MAX_BLOCK_CHARS, MAX_BLOCKS, Notebook, can_run
+from cellar_trainer.rollouts import notebook as notebook_module
+from cellar_trainer.rollouts.notebook import MAX_BLOCK_CHARS, MAX_BLOCKS, Notebook, can_run
 from tests.scripted import InProcessCellar, InProcessSession
 
 

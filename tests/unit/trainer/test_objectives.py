@@ -7,10 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cellar_trainer.head import token_scalars
-from cellar_trainer.objectives import Losses, ObjectiveOptions, SampledTokens, hierarchical_loss, policy_objective
-from cellar_trainer.objectives.measures import Measure
-from cellar_trainer.objectives.options import BASES, PRESETS, Correction
+from cellar_trainer.learning.head import token_scalars
+from cellar_trainer.learning.objectives import (
+    Losses,
+    ObjectiveOptions,
+    SampledTokens,
+    hierarchical_loss,
+    policy_objective,
+)
+from cellar_trainer.learning.objectives.measures import Measure
+from cellar_trainer.learning.objectives.options import BASES, PRESETS, Correction
 
 Mask = Literal["response", "fence", "live"]
 TRIGGER = 6

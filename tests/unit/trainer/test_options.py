@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from cellar_trainer.objectives.options import BASES, PRESETS, ObjectiveOptions
+from cellar_trainer.learning.objectives.options import BASES, PRESETS, ObjectiveOptions
 
 TABLE = {
     "grpo": ("standardised", "token", 0.2, 0.2, "none", "sequence"),

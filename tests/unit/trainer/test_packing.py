@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellar_trainer.packing import Batch, Example, Layout, pack
+from cellar_trainer.learning.packing import Batch, Example, Layout, pack
 from cellar_trainer.types import Segment, SegmentKind, Task, Trajectory
 
 TASK = Task("t", "1+1", "2")

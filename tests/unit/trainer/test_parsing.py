@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellar_trainer.parsing import boxed_answer, parse_turn
+from cellar_trainer.rollouts.parsing import boxed_answer, parse_turn
 
 
 def block(code: str, tag: str = "python") -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cellar_client import AsyncCellar
 from cellar_client.errors import CellarError
 from cellar_trainer.config import ConfigError, parse_config
-from cellar_trainer.model import score
+from cellar_trainer.learning.model import score
 from cellar_trainer.policy.local import LocalPolicy
 from cellar_trainer.policy.protocol import PolicyUnavailable
 from cellar_trainer.types import Completion, FinishReason, Sampling

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cellar_trainer.head import TokenScalars, scalars_from_logits, token_scalars
-from cellar_trainer.objectives.tokens import SampledTokens, implicit_terms
+from cellar_trainer.learning.head import TokenScalars, scalars_from_logits, token_scalars
+from cellar_trainer.learning.objectives.tokens import SampledTokens, implicit_terms
 
 VOCABULARY, HIDDEN, TRIGGER = 70, 16, 41
 PROBABILITIES = [1e-12, 1e-9, 1e-6, 1e-3, 0.5, 1 - 1e-3, 1 - 1e-6, 1 - 1e-9, 1 - 1e-12]

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cellar_trainer.progress import Progress
+from cellar_trainer.telemetry.progress import Progress
 
 
 class Clock:

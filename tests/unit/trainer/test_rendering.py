@@ -5,7 +5,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from cellar_client.schemas import CellError, Run, RunStatus
-from cellar_trainer.rendering import DEFAULT_PROMPT, Renderer, RenderingOptions
+from cellar_trainer.rollouts.rendering import DEFAULT_PROMPT, Renderer, RenderingOptions
 from cellar_trainer.types import Task
 
 TRIGGER = "<tool_call>"

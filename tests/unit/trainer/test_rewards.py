@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cellar_trainer import rewards
-from cellar_trainer.grading_child import compare
-from cellar_trainer.rewards import Grade, Grader, GraderUnavailable
-from cellar_trainer.tasks import load_tasks
+from cellar_trainer.data.tasks import load_tasks
+from cellar_trainer.rewards import grader as rewards
+from cellar_trainer.rewards.grader import Grade, Grader, GraderUnavailable
+from cellar_trainer.rewards.grading_child import compare
 
 DATA = Path(os.environ.get("CELLAR_DATA", Path(__file__).parents[4] / "shared" / "data"))
 HANGS = "10^{10^{10}}"

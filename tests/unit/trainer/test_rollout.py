@@ -7,11 +7,11 @@ import pytest
 
 from cellar_client.errors import CellarError
 from cellar_client.schemas import Run
-from cellar_trainer.model import control_tokens
-from cellar_trainer.parsing import ParsedTurn
+from cellar_trainer.learning.model import control_tokens
 from cellar_trainer.policy.protocol import PolicyUnavailable
-from cellar_trainer.rendering import Renderer, RenderingOptions
-from cellar_trainer.rollout import RolloutFailed, RolloutOptions, derive_seed, rollout, verdict
+from cellar_trainer.rollouts.parsing import ParsedTurn
+from cellar_trainer.rollouts.rendering import Renderer, RenderingOptions
+from cellar_trainer.rollouts.rollout import RolloutFailed, RolloutOptions, derive_seed, rollout, verdict
 from cellar_trainer.types import Completion, FinishReason, Sampling, SegmentKind, StopReason, Task, Trajectory
 from tests.scripted import InProcessCellar, InProcessSession, ScriptedPolicy, answer, call
 from tests.tiny_model import EOS, TRIGGER, tiny_tokenizer

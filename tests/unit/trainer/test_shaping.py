@@ -2,7 +2,7 @@
 
 import pytest
 
-from cellar_trainer.shaping import RewardOptions, shaped_reward
+from cellar_trainer.rewards.shaping import RewardOptions, shaped_reward
 from cellar_trainer.types import Segment, SegmentKind, StopReason, Task, Trajectory
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cellar_trainer import sharding
-from cellar_trainer.objectives.measures import Mean, Sum
-from cellar_trainer.sharding import merged_over_ranks
+from cellar_trainer.learning import sharding
+from cellar_trainer.learning.objectives.measures import Mean, Sum
+from cellar_trainer.learning.sharding import merged_over_ranks
 
 
 class OnAGPU:

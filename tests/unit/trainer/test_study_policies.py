@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cellar_trainer.objectives.eh_grpo import explicit_logprobs
+from cellar_trainer.learning.objectives.eh_grpo import explicit_logprobs
 from cellar_trainer.study.measures import compare, gate_kl, gate_logits
 from cellar_trainer.study.network import Network
 from cellar_trainer.study.sampler import Rollouts, greedy, play, right_gate, sampling

@@ -5,11 +5,11 @@ from typing import Any, cast
 
 import pytest
 
-from cellar_trainer import supply as supply_module
-from cellar_trainer.collect import Collection, CollectOptions, Rollouts, TaskStream
-from cellar_trainer.progress import Progress
-from cellar_trainer.rollout import RolloutFailed
-from cellar_trainer.supply import Supply
+from cellar_trainer.rollouts import supply as supply_module
+from cellar_trainer.rollouts.collect import Collection, CollectOptions, Rollouts, TaskStream
+from cellar_trainer.rollouts.rollout import RolloutFailed
+from cellar_trainer.rollouts.supply import Supply
+from cellar_trainer.telemetry.progress import Progress
 from cellar_trainer.types import Task, Trajectory
 
 TASKS = [Task(str(i), f"{i}?", "1") for i in range(8)]

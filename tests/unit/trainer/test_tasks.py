@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from cellar_trainer.tasks import TaskFileError, load_tasks
+from cellar_trainer.data.tasks import TaskFileError, load_tasks
 from cellar_trainer.types import Task
 
 DATA = Path(os.environ.get("CELLAR_DATA", Path(__file__).parents[4] / "shared" / "data"))

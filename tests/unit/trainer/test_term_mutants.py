@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cellar_trainer import advantages, head, objectives
-from cellar_trainer.objectives import clip, eh_grpo, ih_grpo, normalisation, tokens
+from cellar_trainer.learning import advantages, head, objectives
+from cellar_trainer.learning.objectives import clip, eh_grpo, ih_grpo, normalisation, tokens
 from tests.unit.trainer import (
     test_advantages,
     test_clip,

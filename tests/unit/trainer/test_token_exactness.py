@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cellar_trainer.learner import sampled_tokens
-from cellar_trainer.model import control_tokens, hidden_states, output_weight
-from cellar_trainer.objectives import ObjectiveOptions, policy_objective
-from cellar_trainer.objectives.normalisation import loss_weights, step_totals
-from cellar_trainer.packing import Batch, Example, Layout, pack
+from cellar_trainer.learning.learner import sampled_tokens
+from cellar_trainer.learning.model import control_tokens, hidden_states, output_weight
+from cellar_trainer.learning.objectives import ObjectiveOptions, policy_objective
+from cellar_trainer.learning.objectives.normalisation import loss_weights, step_totals
+from cellar_trainer.learning.packing import Batch, Example, Layout, pack
 from cellar_trainer.types import Segment, SegmentKind, Task, Trajectory
 from tests.tiny_model import TRIGGER, tiny_model, tiny_tokenizer
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from cellar_trainer import checkpoint
-from cellar_trainer.collect import CollectOptions, Rollouts, TaskStream
-from cellar_trainer.learner import Learner, OptimiserOptions
-from cellar_trainer.metrics import RunLog
-from cellar_trainer.model import control_tokens, load_model
-from cellar_trainer.objectives import ObjectiveOptions
+from cellar_trainer.learning.learner import Learner, OptimiserOptions
+from cellar_trainer.learning.model import control_tokens, load_model
+from cellar_trainer.learning.objectives import ObjectiveOptions
 from cellar_trainer.policy.local import LocalPolicy
-from cellar_trainer.progress import Progress
-from cellar_trainer.rendering import Renderer, RenderingOptions
-from cellar_trainer.rewards import Grade, Grader, Outcome
-from cellar_trainer.rollout import RolloutFailed, RolloutOptions
-from cellar_trainer.shaping import RewardOptions
-from cellar_trainer.supply import Supply
+from cellar_trainer.rewards.grader import Grade, Grader, Outcome
+from cellar_trainer.rewards.shaping import RewardOptions
+from cellar_trainer.rollouts.collect import CollectOptions, Rollouts, TaskStream
+from cellar_trainer.rollouts.rendering import Renderer, RenderingOptions
+from cellar_trainer.rollouts.rollout import RolloutFailed, RolloutOptions
+from cellar_trainer.rollouts.supply import Supply
+from cellar_trainer.telemetry.metrics import RunLog
+from cellar_trainer.telemetry.progress import Progress
 from cellar_trainer.train import Training, TrainOptions, train
 from cellar_trainer.types import Completion, Metrics, Sampling, StopReason, Task
 from cellar_trainer.weights import LocalPublisher, PublishFailed, WeightSource

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,33 @@ async def test_a_refusal_anywhere_is_put_right_and_everything_is_given_again(tmp
         await publisher.publish(TinySource(), 1)
     broken = UPDATE_ROUTES[: UPDATE_ROUTES.index(failing) + 1]
     again = ["/init_weight_transfer_engine", *UPDATE_ROUTES]
-    marked = ["/update_weight_version"] if failing in ("/update_weights", "/finish_weight_update") else []
+    begun = ["/start_weight_update", "/update_weights", "/finish_weight_update"]
+    marked = ["/update_weight_version"] if failing in begun else []
+    found_unfinished = ["/update_weight_version"] if failing in begun[1:] else []
     steering = [route for route in server.routes if route != "served_dtype"][1:]
-    assert steering == [*broken, TIDYING[0], *marked, TIDYING[1], *again]
+    assert steering == [*broken, *marked, TIDYING[0], *found_unfinished, TIDYING[1], *again]
     assert (server.label, server.paused) == ("1", False)
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_server_whose_update_cannot_be_abandoned_is_not_set_going(tmp_path: Path) -> None:
+    """Its layers have no weights: the next token would end it. Its own lease ends the pause."""
+    server = ScriptedVLLM(update_weights=[refusal()], collective_rpc=[refusal()])
+    async with publishing(server, tmp_path, max_difference=1e-3, recovery_s=0.0) as publisher:
+        with pytest.raises(PublishFailed):
+            await publisher.publish(TinySource(), 1)
+    assert (server.label, server.paused) == ("incomplete", True)
+
+
+async def test_nan_is_no_difference_that_is_allowed(tmp_path: Path) -> None:
+    class Nan(TinySource):
+        def score(self, token_ids: Sequence[int]) -> list[float]:
+            first, *rest = super().score(token_ids)
+            return [first, float("nan"), *rest[1:]]
+
+    async with publishing(ScriptedVLLM(), tmp_path) as publisher:
+        with pytest.raises(PublishFailed, match="differ"):
+            await publisher.publish(Nan(), 1)
 
 
 async def test_a_server_that_goes_on_refusing_is_left_unpaused_with_unusable_weights(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Self
 from cellar_trainer.config import Config
 from cellar_trainer.evaluation.play import Sample
 from cellar_trainer.evaluation.suites import Suite
-from cellar_trainer.metrics import trajectory_record, write_line
-from cellar_trainer.rendering import Renderer
+from cellar_trainer.rollouts.rendering import Renderer
+from cellar_trainer.telemetry.metrics import trajectory_record, write_line
 from cellar_trainer.types import Trajectory
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cellar_trainer.collect import OnDone, Rollouts, tasks_together
 from cellar_trainer.evaluation.suites import TaskSet
-from cellar_trainer.rollout import RolloutFailed, derive_seed
+from cellar_trainer.rollouts.collect import OnDone, Rollouts, tasks_together
+from cellar_trainer.rollouts.rollout import RolloutFailed, derive_seed
 from cellar_trainer.types import Task, Trajectory
 
 Place: TypeAlias = tuple[str, str, int]

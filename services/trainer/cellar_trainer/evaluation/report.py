@@ -10,7 +10,7 @@ import numpy
 from cellar_trainer.evaluation.estimates import Measure, Values, interval, pass_at, resampled_means, solve_rate, values
 from cellar_trainer.evaluation.play import Sample
 from cellar_trainer.evaluation.suites import Suite, TaskSet
-from cellar_trainer.rollout import derive_seed
+from cellar_trainer.rollouts.rollout import derive_seed
 from cellar_trainer.types import Metrics
 
 Estimate = dict[str, Any]

@@ -11,9 +11,9 @@ from typing import Annotated
 import numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cellar_trainer import hub
+from cellar_trainer.data import hub
+from cellar_trainer.data.tasks import TaskFileError, load_tasks, task_files
 from cellar_trainer.evaluation.options import EvalOptions
-from cellar_trainer.tasks import TaskFileError, load_tasks, task_files
 from cellar_trainer.types import Task
 
 SUITES = files("cellar_trainer.evaluation") / "suites"

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from cellar_trainer.objectives.eh_grpo import GATE, attach_gate, explicit_logprobs, gate_logits, gate_of
+from cellar_trainer.learning.objectives.eh_grpo import GATE, attach_gate, explicit_logprobs, gate_logits, gate_of
 from cellar_trainer.policy.protocol import LOGPROB_FLOOR, PolicyUnavailable
 from cellar_trainer.types import Completion, FinishReason, Sampling
 

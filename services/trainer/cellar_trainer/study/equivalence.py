@@ -19,10 +19,10 @@ from statistics import fmean
 import torch
 
 from cellar_trainer.config import ConfigError
-from cellar_trainer.progress import Progress
 from cellar_trainer.study.jobs import Job, Record, Settings
 from cellar_trainer.study.report import write_report
 from cellar_trainer.study.variants import AGAIN, EXPLICIT, IMPLICIT, VARIANTS
+from cellar_trainer.telemetry.progress import Progress
 
 
 def study_equivalence(out: Path, settings: Settings, *, seeds: int, processes: int, progress: Progress) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cellar_trainer.objectives import hierarchical_loss
-from cellar_trainer.objectives.eh_grpo import explicit_logprobs
+from cellar_trainer.learning.objectives import hierarchical_loss
+from cellar_trainer.learning.objectives.eh_grpo import explicit_logprobs
 from cellar_trainer.study.measures import gate_kl
 
 SURROGATES: Mapping[str, Mapping[str, Any]] = {

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cellar_trainer.head import scalars_from_logits
-from cellar_trainer.objectives.eh_grpo import explicit_logprobs
+from cellar_trainer.learning.head import scalars_from_logits
+from cellar_trainer.learning.objectives.eh_grpo import explicit_logprobs
 from cellar_trainer.study.task import LENGTH, SYMBOLS, TRIGGER
 
 Cache = list[tuple[Tensor, Tensor]]

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cellar_trainer.advantages import group_advantages
-from cellar_trainer.objectives import ObjectiveOptions, SampledTokens, policy_objective
-from cellar_trainer.objectives.measures import Measure, merge
+from cellar_trainer.learning.advantages import group_advantages
+from cellar_trainer.learning.objectives import ObjectiveOptions, SampledTokens, policy_objective
+from cellar_trainer.learning.objectives.measures import Measure, merge
 from cellar_trainer.study.measures import gate_logits
 from cellar_trainer.study.network import Network
 from cellar_trainer.study.sampler import Rollouts, play, sampling

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from cellar_trainer.objectives import ObjectiveOptions
+from cellar_trainer.learning.objectives import ObjectiveOptions
 
 EXPLICIT = "explicit"
 AGAIN = "explicit again"

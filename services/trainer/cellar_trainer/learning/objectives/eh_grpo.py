@@ -18,8 +18,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cellar_trainer.head import TokenScalars
-from cellar_trainer.objectives.tokens import SampledTokens, TokenTerms
+from cellar_trainer.learning.head import TokenScalars
+from cellar_trainer.learning.objectives.tokens import SampledTokens, TokenTerms
 
 GATE = "gate_head"
 """The gate's name within the model."""

@@ -18,10 +18,10 @@ from pydantic import Field
 
 from cellar_client import AsyncCellar
 from cellar_trainer.policy.protocol import Policy
-from cellar_trainer.rendering import Renderer
-from cellar_trainer.rewards import Grader, GraderUnavailable
-from cellar_trainer.rollout import Fault, RolloutFailed, RolloutOptions, derive_seed, rollout
-from cellar_trainer.shaping import RewardOptions, shaped_reward
+from cellar_trainer.rewards.grader import Grader, GraderUnavailable
+from cellar_trainer.rewards.shaping import RewardOptions, shaped_reward
+from cellar_trainer.rollouts.rendering import Renderer
+from cellar_trainer.rollouts.rollout import Fault, RolloutFailed, RolloutOptions, derive_seed, rollout
 from cellar_trainer.types import Group, Task, Trajectory
 
 _log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cellar_trainer.collect import Collection
+from cellar_trainer.rollouts.collect import Collection
 from cellar_trainer.types import Metrics
 
 _log = logging.getLogger(__name__)

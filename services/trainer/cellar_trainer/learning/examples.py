@@ -5,10 +5,10 @@ from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
-from cellar_trainer.advantages import group_advantages, pairwise_advantages
-from cellar_trainer.fences import near_fences
-from cellar_trainer.objectives import ObjectiveOptions
-from cellar_trainer.packing import Example
+from cellar_trainer.learning.advantages import group_advantages, pairwise_advantages
+from cellar_trainer.learning.fences import near_fences
+from cellar_trainer.learning.objectives import ObjectiveOptions
+from cellar_trainer.learning.packing import Example
 from cellar_trainer.types import Group, StopReason, Trajectory
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cellar_trainer.objectives.options import ObjectiveOptions
+from cellar_trainer.learning.objectives.options import ObjectiveOptions
 
 
 class StepTotals(NamedTuple):

@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from cellar_trainer.learner import Learner
-from cellar_trainer.packing import Batch
+from cellar_trainer.learning.learner import Learner
+from cellar_trainer.learning.packing import Batch
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """For a process that is slow, not one that is dead: gathering weights waits for whoever writes them out."""

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cellar_trainer.head import TokenScalars, exact_f_from_logits, scalars_from_logits, sum_q3_from_logits
-from cellar_trainer.objectives.options import Correction
-from cellar_trainer.objectives.tokens import hierarchical_coefficient
+from cellar_trainer.learning.head import TokenScalars, exact_f_from_logits, scalars_from_logits, sum_q3_from_logits
+from cellar_trainer.learning.objectives.options import Correction
+from cellar_trainer.learning.objectives.tokens import hierarchical_coefficient
 
 
 def hierarchical_loss(

@@ -24,10 +24,10 @@ from typing import Literal, Protocol
 from cellar_client import AsyncCellar
 from cellar_client.errors import CellarError
 from cellar_client.schemas import Run
-from cellar_trainer.notebook import Notebook, can_run
-from cellar_trainer.parsing import ParsedTurn, boxed_answer, parse_turn
 from cellar_trainer.policy.protocol import Policy, PolicyUnavailable
-from cellar_trainer.rendering import Renderer
+from cellar_trainer.rollouts.notebook import Notebook, can_run
+from cellar_trainer.rollouts.parsing import ParsedTurn, boxed_answer, parse_turn
+from cellar_trainer.rollouts.rendering import Renderer
 from cellar_trainer.types import (
     Completion,
     FinishReason,

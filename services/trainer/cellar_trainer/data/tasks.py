@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from cellar_trainer import hub
+from cellar_trainer.data import hub
 from cellar_trainer.types import Task
 
 _log = logging.getLogger(__name__)

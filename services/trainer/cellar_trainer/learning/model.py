@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from cellar_trainer.objectives.eh_grpo import load_gate
+from cellar_trainer.learning.objectives.eh_grpo import load_gate
 
 disable_progress_bar()  # of loading and saving: a flicker for small models, and noise in every log
 

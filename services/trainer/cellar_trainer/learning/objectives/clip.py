@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cellar_trainer.objectives.measures import Max, Mean, Measure
-from cellar_trainer.objectives.options import ObjectiveOptions
-from cellar_trainer.objectives.tokens import TokenTerms, hierarchical_coefficient
+from cellar_trainer.learning.objectives.measures import Max, Mean, Measure
+from cellar_trainer.learning.objectives.options import ObjectiveOptions
+from cellar_trainer.learning.objectives.tokens import TokenTerms, hierarchical_coefficient
 
 _LOG_RATIO_BOUND = 20.0
 

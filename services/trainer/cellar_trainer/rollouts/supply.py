@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from cellar_trainer.collect import Collection, CollectOptions, Rollouts, TaskStream, collect
-from cellar_trainer.progress import Progress
-from cellar_trainer.rollout import RolloutFailed
+from cellar_trainer.rollouts.collect import Collection, CollectOptions, Rollouts, TaskStream, collect
+from cellar_trainer.rollouts.rollout import RolloutFailed
+from cellar_trainer.telemetry.progress import Progress
 
 OUTAGE_PAUSE_S = 5.0
 

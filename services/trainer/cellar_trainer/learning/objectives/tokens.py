@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cellar_trainer.head import TokenScalars
+from cellar_trainer.learning.head import TokenScalars
 
 
 @dataclass(frozen=True, slots=True)

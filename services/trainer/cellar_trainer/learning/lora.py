@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cellar_trainer.model import ModelUnusable
-from cellar_trainer.sharding import whole
+from cellar_trainer.learning.model import ModelUnusable
+from cellar_trainer.learning.sharding import whole
 
 _ADAPTER = "lora"
 _BASE = ".base_layer."

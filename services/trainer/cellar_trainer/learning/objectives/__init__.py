@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cellar_trainer.head import TokenScalars, exact_f, sum_q3, token_scalars
-from cellar_trainer.objectives.clip import PolicyLoss, clipped_policy_loss, policy_measures
-from cellar_trainer.objectives.eh_grpo import explicit_terms
-from cellar_trainer.objectives.ih_grpo import correction, hierarchical_loss, hierarchical_terms
-from cellar_trainer.objectives.measures import Measure
-from cellar_trainer.objectives.options import PRESETS, ObjectiveOptions
-from cellar_trainer.objectives.tokens import SampledTokens, TokenTerms, implicit_terms, trigger_probability
+from cellar_trainer.learning.head import TokenScalars, exact_f, sum_q3, token_scalars
+from cellar_trainer.learning.objectives.clip import PolicyLoss, clipped_policy_loss, policy_measures
+from cellar_trainer.learning.objectives.eh_grpo import explicit_terms
+from cellar_trainer.learning.objectives.ih_grpo import correction, hierarchical_loss, hierarchical_terms
+from cellar_trainer.learning.objectives.measures import Measure
+from cellar_trainer.learning.objectives.options import PRESETS, ObjectiveOptions
+from cellar_trainer.learning.objectives.tokens import SampledTokens, TokenTerms, implicit_terms, trigger_probability
 
 __all__ = ["PRESETS", "Losses", "ObjectiveOptions", "SampledTokens", "hierarchical_loss", "policy_objective"]
 

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from cellar_trainer.objectives.measures import Measure, merge
+from cellar_trainer.learning.objectives.measures import Measure, merge
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from cellar_trainer.head import COLUMNS, ROWS
-from cellar_trainer.learner import ComputeType
-from cellar_trainer.lora import LoraOptions, add_adapters, merged_weights
-from cellar_trainer.model import decoder_layers, hidden_states
+from cellar_trainer.learning.head import COLUMNS, ROWS
+from cellar_trainer.learning.learner import ComputeType
+from cellar_trainer.learning.lora import LoraOptions, add_adapters, merged_weights
+from cellar_trainer.learning.model import decoder_layers, hidden_states
 
 HEAD_TILES = 4
 """Tiles of logits that exist at once, in float32."""

@@ -12,9 +12,9 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from cellar_trainer.head import token_scalars
-from cellar_trainer.lora import LoraOptions, add_adapters, merged_weights
-from cellar_trainer.model import (
+from cellar_trainer.learning.head import token_scalars
+from cellar_trainer.learning.lora import LoraOptions, add_adapters, merged_weights
+from cellar_trainer.learning.model import (
     ControlTokens,
     ModelUnusable,
     checkpoint_activations,
@@ -22,12 +22,21 @@ from cellar_trainer.model import (
     hidden_states,
     output_weight,
 )
-from cellar_trainer.objectives import ObjectiveOptions, SampledTokens, policy_objective
-from cellar_trainer.objectives.eh_grpo import GATE, attach_gate, gate_logits, gate_of
-from cellar_trainer.objectives.measures import Measure, Sum, merge
-from cellar_trainer.objectives.normalisation import loss_weights, step_totals
-from cellar_trainer.packing import Batch
-from cellar_trainer.sharding import dealt, merged_over_ranks, on_first_rank, rank, ranks, shard, share_of, whole
+from cellar_trainer.learning.objectives import ObjectiveOptions, SampledTokens, policy_objective
+from cellar_trainer.learning.objectives.eh_grpo import GATE, attach_gate, gate_logits, gate_of
+from cellar_trainer.learning.objectives.measures import Measure, Sum, merge
+from cellar_trainer.learning.objectives.normalisation import loss_weights, step_totals
+from cellar_trainer.learning.packing import Batch
+from cellar_trainer.learning.sharding import (
+    dealt,
+    merged_over_ranks,
+    on_first_rank,
+    rank,
+    ranks,
+    shard,
+    share_of,
+    whole,
+)
 
 ComputeType = Literal["float32", "bfloat16"]
 TYPICAL_WEIGHT = 0.02

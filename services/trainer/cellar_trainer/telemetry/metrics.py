@@ -12,9 +12,9 @@ from typing import Any, Self, TextIO, get_args
 
 from tensorboardX import SummaryWriter
 
-from cellar_trainer.loggers import Loggers
-from cellar_trainer.rendering import Renderer
-from cellar_trainer.rewards import Outcome
+from cellar_trainer.rewards.grader import Outcome
+from cellar_trainer.rollouts.rendering import Renderer
+from cellar_trainer.telemetry.loggers import Loggers
 from cellar_trainer.types import Metrics, StopReason, Trajectory
 
 

@@ -1,0 +1,1 @@
+"""From graded trajectories to new weights: tensors live here."""

@@ -1,0 +1,1 @@
+"""Grades, rewards, and an alarm for those that teach nothing."""
