@@ -70,6 +70,11 @@ def state_of(pid: int) -> str:
     return f"{state}, child of {parent}"
 
 
+def started_at(pid: int) -> int:
+    """In ticks of the clock since the machine started: field 22 of proc_pid_stat(5)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
 def cgroups_of(process: Path) -> list[Path]:
     """Folders of the groups that are the session's own: those of a server's sessions have a telling name above them."""
     lines = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]

@@ -17,7 +17,7 @@ from cellar_executor.kernels.hierarchy import TREE_PREFIX
 from cellar_executor.kernels.jailed_kernel import JailedKernel
 from cellar_executor.kernels.supervisor import ProcessSupervisor, open_supervisor
 from tests.sandbox.conftest import LIMITS, PYTHON
-from tests.sandbox.host import Traces, at_rest, becomes, open_fds, pid_namespace, processes_in
+from tests.sandbox.host import Traces, at_rest, becomes, open_fds, pid_namespace, processes_in, started_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -220,12 +220,12 @@ async def test_many_sessions_start_at_once(supervisor: ProcessSupervisor) -> Non
 
 
 def youngest_spawner() -> int:
-    """The suite's own one is older."""
+    """The suite's own one is older. By the time of its start: numbers of processes wrap around."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     found = [
         int(pid) for pid in children if "cellar_executor.kernels.spawner" in Path(f"/proc/{pid}/cmdline").read_text()
     ]
-    return max(found)
+    return max(found, key=started_at)
 
 
 def held_by_the_server() -> tuple[int, int]:

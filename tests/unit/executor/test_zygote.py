@@ -112,6 +112,13 @@ async def test_its_death_ends_the_wait_of_all(other: OtherEnd) -> None:
     assert not other.zygote.open
 
 
+async def test_one_whose_socket_is_closed_is_dead_before_its_caller_hears_of_it(other: OtherEnd) -> None:
+    other.socket.close()
+    with pytest.raises(KernelUnavailable, match="died"):
+        await other.zygote.clone(1)
+    assert not other.zygote.alive
+
+
 async def test_its_death_is_noticed_without_a_mishap_however_it_shows_first(other: OtherEnd) -> None:
     mishaps: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: mishaps.append(context))

@@ -98,6 +98,10 @@ class Zygote:
             raise KernelUnavailable("the zygote is gone")
         try:
             socket.send_fds(self._control, [FORK], [control])
+        except ConnectionError as exc:
+            self._kill()  # it is dying: its socket is closed before its pidfd tells
+            await asyncio.shield(self._gone)
+            raise KernelUnavailable("the zygote died") from exc
         except OSError as exc:
             raise KernelUnavailable(f"the zygote takes no request: {exc.strerror}") from exc
         answer: asyncio.Future[int] = self._loop.create_future()
