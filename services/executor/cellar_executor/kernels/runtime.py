@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ print(json.dumps({
     "base_executable": sys._base_executable,
     "environment": sys.prefix if sys.prefix != sys.base_prefix else None,
     "import_path": sys.path,
-    "library": f"{variables.get('LIBDIR')}/{variables.get('INSTSONAME')}",
+    "library": variables.get("INSTSONAME"),
+    "library_folders": [variables.get("LIBDIR"), f"{sys.base_prefix}/lib"],
     "stdlib": sysconfig.get_path("stdlib"),
 }))
 """
@@ -47,8 +49,18 @@ async def inspect_runtime(python: Path) -> Runtime:
 def describe_runtime(python: Path, facts: Mapping[str, Any]) -> Runtime:
     python, base = python.absolute(), Path(facts["base_executable"])
     folders = [facts["environment"], facts["stdlib"], *facts["import_path"]]
-    found = [*folders, facts["library"], python, base, base.resolve()]
-    return Runtime(python, outermost(Path(path) for path in found if path and Path(path).exists()))
+    # A Python that was moved since it was built has its library below its prefix, not where it was configured to be.
+    libraries = [f"{folder}/{facts['library']}" for folder in facts["library_folders"]]
+    found = [*folders, *libraries, *links(python), *links(base)]
+    return Runtime(python, outermost(Path(path) for path in found if path and os.path.exists(path)))
+
+
+def links(path: Path) -> Iterator[Path]:
+    """The path and, while it is a symbolic link, what it points to: a jail needs every one of them by its name."""
+    yield path
+    while path.is_symlink():
+        path = Path(os.path.normpath(path.parent / path.readlink()))
+        yield path
 
 
 def outermost(paths: Iterable[Path]) -> tuple[Path, ...]:
