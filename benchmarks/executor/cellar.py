@@ -16,10 +16,11 @@ IDLE_CONNECTION_S = 4.0
 class CellarSide:
     """Each thread has one connection."""
 
-    def __init__(self, name: str, url: str, server_pid: int, *, isolation: str | None) -> None:
+    def __init__(self, name: str, url: str, server_pid: int, *, isolation: str | None, key: str | None = None) -> None:
         self.name = name
         self.url = url
         self.server_pid = server_pid
+        self.key = key
         self._connections = threading.local()
         self._asked = {} if isolation is None else {"isolation": isolation}
         self.starts_quickly = (isolation or self.tier()) == "warm"
@@ -29,7 +30,7 @@ class CellarSide:
         try:
             http: Http = self._connections.http
         except AttributeError:
-            http = self._connections.http = Http(self.url)
+            http = self._connections.http = Http(self.url, self.key)
         return http
 
     def open(self) -> "CellarSession":
@@ -75,7 +76,7 @@ class CellarSession:
 
     def run_from_now_on(self, code: str) -> None:
         """Start a cell and do not wait for it."""
-        Http(self._side.url).begin("POST", f"{self._path}/run", json.dumps({"code": code}).encode())
+        Http(self._side.url, self._side.key).begin("POST", f"{self._path}/run", json.dumps({"code": code}).encode())
         while json.loads(self._side.http.request("GET", self._path))["status"] != "running":
             time.sleep(0.01)
 

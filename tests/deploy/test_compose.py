@@ -1,0 +1,185 @@
+"""`docker compose up` from end to end: healthy, walled, training through an executor's death, and gone without a trace.
+
+The tests are steps of one deployment, in their order. CELLAR_DEMO_STEPS shortens the training (25 steps, ten minutes).
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from cellar_client.errors import SessionLost
+from cellar_client.schemas import Cell
+from cellar_client.sync import Cellar, SyncSession
+from tests.deploy.deployment import Deployment
+
+STEPS = int(os.environ.get("CELLAR_DEMO_STEPS", "25"))
+FULL_TRAINING = 25
+TRAINING_S = 60.0
+"""Longest time of a step, on two cores with everything else on them."""
+TRAJECTORIES = 128
+RUN = "/var/lib/cellar/runs/demo"
+SESSIONS = 4
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+@pytest.fixture(scope="module")
+def cellar(engine: None) -> Iterator[Deployment]:
+    cellar = Deployment("cellar-test")
+    cellar.environment["CELLAR_DEMO_CHANGES"] = f"train.steps={STEPS}"
+    cellar.compose("build", timeout_s=1800)
+    try:
+        cellar.compose("up", "--detach", timeout_s=900)
+        yield cellar
+    finally:
+        cellar.compose("down", "--volumes", "--timeout", "5")
+
+
+def test_everything_becomes_healthy(cellar: Deployment) -> None:
+    cellar.becomes("trainer", "healthy", within_s=120)
+    assert cellar.containers() == {
+        "redis": "healthy",
+        "executor": "healthy",
+        "gateway": "healthy",
+        "model": "exited 0",
+        "vllm": "healthy",
+        "trainer": "healthy",
+    }
+
+
+def test_the_executor_asks_for_its_key_and_isolates(cellar: Deployment) -> None:
+    assert httpx.get(f"{cellar.url}/v1/info").status_code == 401
+    with Cellar(cellar.url, api_key=cellar.api_key) as client:
+        isolation = client.info().isolation
+        assert (isolation.tier, isolation.seccomp, len(isolation.namespaces)) == ("warm", "allow-list", 7)
+        assert client.execute("6 * 7").result == "42"
+
+
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).close()
+    print("connected")
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "port"),
+    [("executor", "vllm", 8000), ("trainer", "redis", 6379), ("vllm", "redis", 6379), ("vllm", "executor", 8080)],
+)
+def test_a_service_does_not_know_those_it_has_no_business_with(
+    cellar: Deployment, source: str, target: str, port: int
+) -> None:
+    assert cellar.python(source, CONNECT, target, str(port)) == "gaierror"
+
+
+@pytest.mark.parametrize(("source", "target", "port"), [("executor", "redis", 6379), ("trainer", "vllm", 8000)])
+def test_and_reaches_those_that_it_needs(cellar: Deployment, source: str, target: str, port: int) -> None:
+    assert cellar.python(source, CONNECT, target, str(port)) == "connected"
+
+
+@pytest.mark.parametrize("service", ["executor", "redis", "vllm", "trainer"])
+def test_nothing_but_the_gateway_has_a_way_out_or_a_published_port(cellar: Deployment, service: str) -> None:
+    container = cellar.compose("ps", "--quiet", service).strip()
+    (facts,) = json.loads(cellar.docker("inspect", container))
+    assert not any(facts["NetworkSettings"]["Ports"].values())
+    gateways = [network["Gateway"] for network in facts["NetworkSettings"]["Networks"].values()]
+    assert gateways == [""] * len(gateways)
+
+
+CONTROL = """
+import sys, urllib.error, urllib.request
+for route in ("pause", "resume", "update_weights", "collective_rpc", "sleep", "v1/completions"):
+    json = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://vllm:8000/{route}", data=b"{}", headers=json)
+    try:
+        print(route, urllib.request.urlopen(request, timeout=5).status)
+    except urllib.error.HTTPError as error:
+        print(route, error.code)
+"""
+
+
+def test_the_model_server_is_steered_by_nobody_without_its_key(cellar: Deployment) -> None:
+    statuses = {line.split()[1] for line in cellar.python("trainer", CONTROL).splitlines()}
+    assert statuses == {"401"}
+
+
+def test_training_goes_on_after_the_executor_was_killed_and_nothing_ran_twice(cellar: Deployment) -> None:
+    wait_for_steps(cellar, 1)
+    with Cellar(cellar.url, api_key=cellar.api_key) as client, ThreadPoolExecutor(SESSIONS) as threads:
+        sessions = [client.attach(client.create_session().session_id) for _ in range(SESSIONS)]
+        for session in sessions:
+            session.run("x = 1")
+            session.queue("y = 2")
+        outcomes = [threads.submit(outcome_of_a_long_run, session) for session in sessions]
+        time.sleep(2)
+        cellar.compose("kill", "--signal", "KILL", "executor")
+        assert cellar.containers()["executor"] == "exited 137"
+        time.sleep(5)
+        assert cellar.containers()["trainer"] != "exited 1"
+        cellar.compose("up", "--detach", "--no-build", "--no-recreate", "executor")
+        assert [outcome.result(timeout=120) for outcome in outcomes] == ["lost"] * SESSIONS
+        assert [statuses(session) for session in sessions] == [["ok", "ok", "lost"]] * SESSIONS
+    cellar.becomes("trainer", "exited 0", within_s=STEPS * TRAINING_S + 300)
+    steps = metrics(cellar)
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    assert [step["trajectories"] for step in steps] == [TRAJECTORIES] * STEPS
+    if STEPS >= FULL_TRAINING:
+        assert sum(step["reward_mean"] for step in steps[-3:]) / 3 >= 0.8
+
+
+def test_any_of_several_executors_answers_for_any_session(cellar: Deployment) -> None:
+    cellar.compose("up", "--detach", "--no-build", "--no-recreate", "--scale", "executor=3", "executor", "gateway")
+    cellar.becomes("executor", "healthy, healthy, healthy", within_s=120)
+    header = {"Authorization": f"Bearer {cellar.api_key}"}
+    with Cellar(cellar.url, api_key=cellar.api_key) as client:
+        session = client.create_session().session_id
+        client.attach(session).run("x = 6")
+    answers = [httpx.get(f"{cellar.url}/v1/info", headers=header).json()["instance"] for _ in range(30)]
+    assert len(set(answers)) == 3
+    for _ in range(6):
+        with Cellar(cellar.url, api_key=cellar.api_key) as client:
+            assert client.attach(session).run("x * 7").result == "42"
+
+
+def test_nothing_is_left(cellar: Deployment) -> None:
+    cellar.compose("down", "--volumes", "--timeout", "5")
+    assert cellar.left() == []
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def outcome_of_a_long_run(session: SyncSession) -> str:
+    """Sent again, as often as it takes, with the key of its first time."""
+    try:
+        return session.run("import time; time.sleep(30)").cells[-1].status
+    except SessionLost:
+        return "lost"
+
+
+def statuses(session: SyncSession) -> list[str]:
+    cells: list[Cell] = session.cells()
+    return [cell.status for cell in cells]
+
+
+def wait_for_steps(cellar: Deployment, count: int) -> None:
+    deadline = time.monotonic() + count * TRAINING_S + 300
+    while (done := len(metrics(cellar))) < count:
+        assert time.monotonic() < deadline, f"{done} steps\n{cellar.logs('trainer')}"
+        assert cellar.containers()["trainer"] in ("healthy", "starting"), cellar.logs("trainer")
+        time.sleep(2)
+
+
+def metrics(cellar: Deployment) -> list[dict[str, Any]]:
+    """Of each step; from the volume, whether or not the trainer is there."""
+    command = ("run", "--rm", "--no-deps", "-T", "trainer", "sh", "-c", f"cat {RUN}/metrics.jsonl 2>/dev/null || true")
+    return [json.loads(line) for line in cellar.compose(*command).splitlines()]
