@@ -5,6 +5,7 @@ attacked, exactly as the server does when it starts.
 """
 
 import asyncio
+import errno
 import os
 import resource
 import select
@@ -19,7 +20,7 @@ from cellar_client.schemas import Isolation, Tier
 from cellar_executor.kernel import IsolationUnavailable, RuntimeConfig, SupervisorConfig
 from cellar_executor.kernels import descriptors
 from cellar_executor.kernels.cgroups import open_cgroups
-from cellar_executor.kernels.host import SYSCTL, Namespaces, opening_command, probe_namespaces
+from cellar_executor.kernels.host import SECCOMP_PROFILE, SYSCTL, Namespaces, opening_command, probe_namespaces
 from cellar_executor.kernels.runtime import inspect_runtime
 from cellar_executor.kernels.supervisor import open_supervisor
 from cellar_executor.kernels.uids import HOST_UID_BASE
@@ -29,12 +30,13 @@ State = Literal["ok", "degraded", "missing"]
 UIDS = 65_536
 """Of the host, from `HOST_UID_BASE` on: more than sessions and zygotes use."""
 SPARE_NAMESPACES = 100
+STATUS = Path("/proc/self/status")
 BINARY_TIMEOUT_S = 10.0
-SECCOMP_UNCONFINED = "docker run --user 1000:1000 --security-opt seccomp=unconfined IMAGE"
-"""Tighter: Docker's own profile, with clone, unshare, setns, mount, umount2, pivot_root and sethostname added."""
+APPARMOR_PROFILE = (
+    "sudo apparmor_parser -r deploy/apparmor-executor && docker run --security-opt apparmor=cellar-executor IMAGE"
+)
 DELEGATE = 'systemd-run --user --scope -p "Delegate=cpu memory pids" cellar-executor serve'
 WRITABLE_CGROUPS = "docker run --security-opt writable-cgroups=true IMAGE"
-UNMASK_PROC = "docker run --security-opt systempaths=unconfined IMAGE"
 SETUP = "make setup"
 
 
@@ -179,27 +181,43 @@ async def check_runtime(name: str, runtime: RuntimeConfig) -> Finding:
 
 
 def check_namespaces(
-    tried: Namespaces, sysctl: Path = SYSCTL, status: Path = Path("/proc/self/status")
+    tried: Namespaces, sysctl: Path = SYSCTL, status: Path = STATUS, label: Path = Path("/proc/self/attr/current")
 ) -> list[Finding]:
     name, proc = "user namespaces", "a fresh /proc"
     if tried.refused is not None:
-        command = opening_command(sysctl)
-        why = f"not permitted to {tried.refused}: {tried.reason}"
-        if command is not None:
-            return [Finding(name, "missing", f"{why}; a switch of this host closes them", command)]
-        if is_filtered(status):
-            return [Finding(name, "missing", f"{why}; a seccomp profile, as in a container", SECCOMP_UNCONFINED)]
-        return [Finding(name, "missing", f"{why}; no switch that is known here closes them (a chroot, an LSM?)")]
+        cause, mend = _what_refuses(tried, sysctl, status, label)
+        return [Finding(name, "missing", f"not permitted to {tried.refused}: {tried.reason}; {cause}", mend)]
     allowed = Finding(name, "ok", "user, mount, pid, net, ipc, uts and cgroup namespaces can be made")
     if tried.fresh_proc:
         return [allowed, Finding(proc, "ok", "zygotes get their own (sessions get none)")]
-    masked = "parts of /proc are masked: zygotes see this container's (sessions see none)"
-    return [allowed, Finding(proc, "degraded", masked, UNMASK_PROC)]
+    masked = "parts of /proc are masked: zygotes see this container's (sessions see none); not worth unmasking them"
+    return [allowed, Finding(proc, "degraded", masked)]
+
+
+def _what_refuses(tried: Namespaces, sysctl: Path, status: Path, label: Path) -> tuple[str, str | None]:
+    """Filters of system calls say EPERM, AppArmor says EACCES."""
+    command, profile, contained = opening_command(sysctl), apparmor_profile(label), is_filtered(status)
+    if contained and profile is not None and tried.reason == os.strerror(errno.EACCES):
+        return f"AppArmor ({profile})", APPARMOR_PROFILE
+    if tried.filtered or (contained and command is None):
+        return "a seccomp profile, as in a container", SECCOMP_PROFILE
+    if command is not None:
+        return "a switch of this host closes them", command
+    return "no switch that is known here closes them (a chroot, an LSM?)", None
 
 
 def is_filtered(status: Path) -> bool:
     """Whether this very process is under a seccomp filter, as in a container."""
     return any(line.split() == ["Seccomp:", "2"] for line in status.read_text().splitlines())
+
+
+def apparmor_profile(label: Path) -> str | None:
+    """As `docker-default (enforce)`, or `unconfined`; None where AppArmor is not in force."""
+    try:
+        text = label.read_text().strip()
+    except OSError:  # no security module answers
+        return None
+    return text if text == "unconfined" or text.endswith("(enforce)") else None
 
 
 async def check_cgroups() -> Finding:
@@ -209,12 +227,17 @@ async def check_cgroups() -> Finding:
     return describe_cgroups(tree.version.name if tree else None)
 
 
-def describe_cgroups(version: str | None, user: int | None = None, mounts: Path = Path("/proc/self/mounts")) -> Finding:
+def describe_cgroups(
+    version: str | None, user: int | None = None, mounts: Path = Path("/proc/self/mounts"), status: Path = STATUS
+) -> Finding:
     name = "control groups"
     if version is not None:
         return Finding(name, "ok", f"{version}: memory, processes and CPU of each session")
     fallback = "rlimits bound each process, and a watchdog a session's memory"
     kinds = {line.split()[2] for line in mounts.read_text().splitlines()}
+    if is_filtered(status):
+        mend = WRITABLE_CGROUPS if "cgroup2" in kinds else None
+        return Finding(name, "degraded", f"not writable in this container: {fallback}", mend)
     if (os.geteuid() if user is None else user) != 0:
         mend = DELEGATE if "cgroup2" in kinds else "sudo cellar-executor serve"
         return Finding(name, "degraded", f"none is delegated to this user: {fallback}", mend)

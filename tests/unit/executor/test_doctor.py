@@ -13,13 +13,15 @@ import pytest
 from cellar_executor import doctor
 from cellar_executor.doctor import Diagnosis, Finding, Patient, show
 from cellar_executor.kernel import IsolationUnavailable, RuntimeConfig
-from cellar_executor.kernels.host import Namespaces
+from cellar_executor.kernels.host import SECCOMP_PROFILE, Namespaces
 from tests.unit.executor.worse_hosts import ordinary_user, without_namespaces
 
 ENVIRONMENT = Path(__file__).parents[3] / ".venv"
 COMMAND = ENVIRONMENT / "bin/cellar-executor"
-ALLOWED = Namespaces(refused=None, reason=None, fresh_proc=True)
-REFUSED = Namespaces(refused="make a user namespace", reason="Operation not permitted", fresh_proc=False)
+ALLOWED = Namespaces(refused=None, reason=None, filtered=False, fresh_proc=True)
+REFUSED = Namespaces("make a user namespace", "Operation not permitted", filtered=False, fresh_proc=False)
+DENIED = replace(REFUSED, reason="Permission denied")
+UBUNTU = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make this host worse for a child")
 
 
@@ -33,6 +35,13 @@ def patient() -> Patient:
         tier="warm",
         max_sessions=100,
     )
+
+
+def status(folder: Path, seccomp: str) -> Path:
+    """A process's own, as /proc has it."""
+    file = folder / "status"
+    file.write_text(f"Name:\tpython\nSeccomp:\t{seccomp}\nSeccomp_filters:\t1\n")
+    return file
 
 
 # --- what is installed ---
@@ -67,11 +76,7 @@ async def test_a_runtime_that_does_not_run_is_missing() -> None:
     [
         ("user/max_user_namespaces", "0", "sudo sysctl -w user.max_user_namespaces=65536"),
         ("kernel/unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
-        (
-            "kernel/apparmor_restrict_unprivileged_userns",
-            "1",
-            "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-        ),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", UBUNTU),
     ],
 )
 def test_a_switch_that_closes_user_namespaces_is_opened_by_one_command(
@@ -84,36 +89,60 @@ def test_a_switch_that_closes_user_namespaces_is_opened_by_one_command(
     assert "make a user namespace: Operation not permitted" in finding.detail
 
 
-@pytest.mark.parametrize(("mode", "mend"), [("2", doctor.SECCOMP_UNCONFINED), ("0", None)])
+@pytest.mark.parametrize(("mode", "mend"), [("2", SECCOMP_PROFILE), ("0", None)])
 def test_without_such_a_switch_a_containers_filter_is_what_closes_them(
     tmp_path: Path, mode: str, mend: str | None
 ) -> None:
-    status = tmp_path / "status"
-    status.write_text(f"Name:\tpython\nSeccomp:\t{mode}\nSeccomp_filters:\t1\n")
-    [finding] = doctor.check_namespaces(REFUSED, sysctl=tmp_path, status=status)
+    [finding] = doctor.check_namespaces(REFUSED, sysctl=tmp_path, status=status(tmp_path, mode))
     assert (finding.state, finding.mend) == ("missing", mend)
 
 
-def test_a_masked_proc_costs_little() -> None:
+@pytest.mark.parametrize(
+    ("tried", "mode", "label", "mend"),
+    [
+        (replace(REFUSED, filtered=True), "2", "docker-default (enforce)", SECCOMP_PROFILE),
+        (DENIED, "2", "docker-default (enforce)", doctor.APPARMOR_PROFILE),
+        (DENIED, "2", "unconfined", doctor.APPARMOR_PROFILE),
+        (DENIED, "0", "unconfined", UBUNTU),
+        (DENIED, "2", "system_u:system_r:container_t:s0:c1,c2", UBUNTU),
+        (DENIED, "2", None, UBUNTU),
+    ],
+)
+def test_on_ubuntu_it_tells_the_filter_from_apparmor_and_from_the_hosts_switch(
+    tmp_path: Path, tried: Namespaces, mode: str, label: str | None, mend: str
+) -> None:
+    switch = tmp_path / "kernel/apparmor_restrict_unprivileged_userns"
+    switch.parent.mkdir()
+    switch.write_text("1\n")
+    attribute = tmp_path / "current"
+    if label is not None:
+        attribute.write_text(f"{label}\n")
+    [finding] = doctor.check_namespaces(tried, tmp_path, status(tmp_path, mode), attribute)
+    assert (finding.state, finding.mend) == ("missing", mend)
+
+
+def test_a_masked_proc_costs_little_and_is_left_masked() -> None:
     finding = doctor.check_namespaces(replace(ALLOWED, fresh_proc=False))[1]
-    assert (finding.state, finding.mend) == ("degraded", doctor.UNMASK_PROC)
+    assert (finding.state, finding.mend) == ("degraded", None)
 
 
 @pytest.mark.parametrize(
-    ("user", "kinds", "mend"),
+    ("user", "kinds", "mode", "mend"),
     [
-        (1000, ["cgroup2"], doctor.DELEGATE),
-        (1000, ["cgroup"], "sudo cellar-executor serve"),
-        (0, ["cgroup2"], doctor.WRITABLE_CGROUPS),
-        (0, [], "mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
+        (1000, ["cgroup2"], "0", doctor.DELEGATE),
+        (1000, ["cgroup"], "0", "sudo cellar-executor serve"),
+        (0, ["cgroup2"], "0", doctor.WRITABLE_CGROUPS),
+        (0, [], "0", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
+        (1000, ["cgroup2"], "2", doctor.WRITABLE_CGROUPS),
+        (1000, ["cgroup"], "2", None),
     ],
 )
 def test_without_control_groups_it_says_what_bounds_sessions_instead(
-    tmp_path: Path, user: int, kinds: Sequence[str], mend: str
+    tmp_path: Path, user: int, kinds: Sequence[str], mode: str, mend: str | None
 ) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text("".join(f"x /somewhere {kind} rw 0 0\n" for kind in ["tmpfs", *kinds]))
-    finding = doctor.describe_cgroups(None, user, mounts)
+    finding = doctor.describe_cgroups(None, user, mounts, status(tmp_path, mode))
     assert (finding.state, finding.mend) == ("degraded", mend)
     assert "rlimits" in finding.detail
     assert doctor.describe_cgroups("v2", user, mounts).state == "ok"
@@ -218,7 +247,7 @@ def test_as_an_ordinary_user_it_would_too_with_less(tmp_path: Path) -> None:
 def test_under_a_profile_that_refuses_namespaces_it_names_the_profile() -> None:
     code, answer = examined(*without_namespaces())
     finding = by_check(answer)["user namespaces"]
-    assert (code, finding["state"], finding["mend"]) == (1, "missing", doctor.SECCOMP_UNCONFINED), answer
+    assert (code, finding["state"], finding["mend"]) == (1, "missing", SECCOMP_PROFILE), answer
     assert by_check(answer)["a real jail"]["detail"] == "not tried before the above is mended"
 
 

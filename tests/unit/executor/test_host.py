@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cellar_executor.kernels.host import remedy
+from cellar_executor.kernels.host import SECCOMP_PROFILE, remedy
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_a_closed_switch_is_named_with_the_command_that_opens_it(
 
 
 def test_with_open_switches_the_container_is_suspected(tmp_path: Path) -> None:
-    assert "seccomp=PROFILE" in remedy(tmp_path)
+    assert SECCOMP_PROFILE in remedy(tmp_path)

@@ -12,6 +12,7 @@ _SWITCHES = (
     ("kernel/apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns=0"),
 )
 SYSCTL = Path("/proc/sys")
+SECCOMP_PROFILE = "docker run --security-opt seccomp=deploy/seccomp-executor.json IMAGE"
 PROBE_TIMEOUT_S = 20.0
 _PROBE = """
 import ctypes, json, os
@@ -40,6 +41,7 @@ def fresh_proc():
     os._exit(0)
 
 STEPS = {
+    "call unshare": lambda: os.unshare(0),
     "make a user namespace": lambda: os.unshare(os.CLONE_NEWUSER),
     "map its ids": map_ids,
     **{f"make another namespace ({name})": partial(os.unshare, getattr(os, f"CLONE_{name}")) for name in OTHERS},
@@ -53,7 +55,9 @@ for step, take in STEPS.items():
     except OSError as exc:
         refused, reason = step, exc.strerror
         break
-print(json.dumps({"refused": refused, "reason": reason, "fresh_proc": refused is None and fresh_proc()}))
+filtered = refused == "call unshare"
+fresh = refused is None and fresh_proc()
+print(json.dumps({"refused": refused, "reason": reason, "filtered": filtered, "fresh_proc": fresh}))
 """
 
 
@@ -64,6 +68,8 @@ class Namespaces:
     refused: str | None
     """The first step that was not permitted; None: all were."""
     reason: str | None
+    filtered: bool
+    """Not even nothing may be unshared: no kernel says so, only a filter of system calls."""
     fresh_proc: bool
     """Whether a /proc of their own can be mounted in them; where parts of the host's are masked it cannot."""
 
@@ -84,8 +90,8 @@ def remedy(sysctl: Path = SYSCTL) -> str:
     if command is not None:
         return f"User namespaces are switched off on this host: `{command}`"
     return (
-        "If it was not permitted to make namespaces, as in a container by default: `docker run --security-opt "
-        "seccomp=PROFILE`, with a profile that allows clone, unshare, mount, umount2, pivot_root and sethostname"
+        f"If it was not permitted to make namespaces, as in a container by default: `{SECCOMP_PROFILE}`; "
+        "`cellar-executor doctor` says what refuses them"
     )
 
 
