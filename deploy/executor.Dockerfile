@@ -1,4 +1,4 @@
-# The executor. Build from the repository's root: docker build -f deploy/executor.Dockerfile -t cellar-executor .
+# The executor. From the repository's root: docker build -f deploy/executor.Dockerfile --target executor -t cellar-executor .
 # It runs as an ordinary user without a capability; what namespaces need is in seccomp-executor.json (docs/deploy.md).
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
