@@ -1,5 +1,5 @@
 #!/usr/bin/env -S python3 -IS
-"""`healthcheck URL...`: ends well when each of these addresses answers with success. In all images that have a Python."""
+"""`healthcheck URL...`: ends well when each of these addresses answers with success. In every image with a Python."""
 
 import sys
 import urllib.request
