@@ -2,7 +2,8 @@
 
     tasks -> tiny model, warm-started -> executor and vLLM up -> evaluate -> train -> evaluate -> plot
 
-Everything it makes is left in the output folder.
+Everything it makes is left in the output folder. Where the services run already, as they do in containers, it starts
+with what `demo.prepare` made.
 """
 
 import argparse
@@ -20,7 +21,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # everything is made here; transformers is n
 
 import torch
 from rich.console import Console
-from rich.progress import Progress as Bar
 from transformers.utils import logging as transformers_logging
 
 from cellar_trainer.checkpoint import latest
@@ -35,51 +35,36 @@ from cellar_trainer.telemetry.progress import Progress
 from cellar_trainer.train import Training, train
 from cellar_trainer.types import Trajectory
 from cellar_trainer.wiring import open_training
-from demo.arithmetic import Problem, split, write_tasks
 from demo.executor import executor
+from demo.options import parse_arguments
 from demo.plot import plot_runs
-from demo.tiny_model import make_model, make_tokenizer, save, warm_start
+from demo.prepare import prepare
 
 CONFIG = Path(__file__).with_name("config.toml")
-HELD_OUT = 64
 HELD_OUT_SAMPLES = 2
-WARM_START_STEPS = 600
 
 console = Console(soft_wrap=True)
 
 
 def main() -> None:
-    options = _parse_arguments()
-    torch.set_num_threads(1)  # two gain a tiny model nothing, and threads that wait for each other's core lose tenfold
+    options = parse_arguments(__doc__)
     started_s = time.monotonic()
     out: Path = options.out
-    _set_aside(out)
+    prepared: Path = options.prepared or out
+    torch.set_num_threads(1)  # two gain a tiny model nothing, and threads that wait for each other's core lose tenfold
     transformers_logging.disable_progress_bar()
-    training_problems, held_out = split(HELD_OUT, options.seed)
-    write_tasks(training_problems, out / "train.jsonl")
-    write_tasks(held_out, out / "held_out.jsonl")
-    _make_model(training_problems, out / "model", options.seed)
-    with executor(out / "executor", out / "executor.log") as executor_url, _policy(out) as policy_changes:
+    _set_aside(out)
+    if options.prepared is None:
+        prepare(out, options.seed, console)
+    with _services(options) as service_changes:
         changes = [
-            *(f"output={out}", f"model.path={out / 'model'}", f"tasks.path={out / 'train.jsonl'}"),
-            *(f"executor.url={executor_url}", *policy_changes, f"train.seed={options.seed}", *options.changes),
+            *(f"output={out}", f"model.path={prepared / 'model'}", f"tasks.path={prepared / 'train.jsonl'}"),
+            *(*service_changes, f"train.seed={options.seed}", *options.changes),
         ]
-        report = asyncio.run(_learn(load_config(CONFIG, changes), options.data))
+        report = asyncio.run(_learn(load_config(CONFIG, changes), prepared / "held_out.jsonl", options.data))
     (out / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
     plot_runs([out], out / "reward.png")
     _summarise(report, out, time.monotonic() - started_s)
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything the demo makes")
-    parser.add_argument("--data", type=Path, help="real problems (.parquet, .jsonl) to grade the trained model on")
-    parser.add_argument("--seed", type=int, default=0, help="of the tasks, the model, its warm start and the sampling")
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to demo/config.toml")
-    options = parser.parse_args()
-    if options.data is not None and not options.data.is_file():
-        parser.error(f"there is no file {options.data}")
-    return options
 
 
 def _set_aside(out: Path) -> None:
@@ -91,17 +76,15 @@ def _set_aside(out: Path) -> None:
     out.mkdir(parents=True)
 
 
-def _make_model(problems: list[Problem], folder: Path, seed: int) -> None:
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer, seed=seed)
-    with Bar(console=console) as bar:
-        row = bar.add_task("warm start on undecided traces", total=WARM_START_STEPS)
-
-        def on_step(step: int, loss: float) -> None:
-            bar.update(row, completed=step + 1, description=f"warm start on undecided traces, loss {loss:.3f}")
-
-        warm_start(model, tokenizer, problems, steps=WARM_START_STEPS, seed=seed, on_step=on_step)
-    save(model, tokenizer, folder)
+@contextmanager
+def _services(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Addresses and kind of the services: of those that run already, or of our own, for as long as this lasts."""
+    if options.executor_url is not None:
+        yield [f"executor.url={options.executor_url}", f"policy.url={options.vllm_url}"]
+        return
+    out: Path = options.out
+    with executor(out / "executor", out / "executor.log") as executor_url, _policy(out) as policy_changes:
+        yield [f"executor.url={executor_url}", *policy_changes]
 
 
 @contextmanager
@@ -123,18 +106,18 @@ def _vllm(out: Path) -> VLLMServer:
     return VLLMServer(out / "model", log=out / "vllm.log", threads=1)
 
 
-async def _learn(config: Config, data: Path | None) -> dict[str, Any]:
+async def _learn(config: Config, held_out: Path, data: Path | None) -> dict[str, Any]:
     """Train, with the held-out problems before and after; real problems, if there are any, after."""
     out, seed = config.output, config.train.seed
     async with open_training(config, resume=False, progress=Progress()) as run:
         await run.publish()
-        before = await _evaluate(run, out, out / "held_out.jsonl", HELD_OUT_SAMPLES, seed)
+        before = await _evaluate(run, out, held_out, HELD_OUT_SAMPLES, seed)
         await train(run, config.train)
         newest = latest(out / "checkpoints")
         assert newest is not None, "train() ends with a checkpoint"
         newest.rename(out / "checkpoint")
         newest.parent.rmdir()
-        after = await _evaluate(run, out, out / "held_out.jsonl", HELD_OUT_SAMPLES, seed)
+        after = await _evaluate(run, out, held_out, HELD_OUT_SAMPLES, seed)
         report: dict[str, Any] = {"held_out_before": before, "held_out": after}
         if data is not None:
             report["real"] = await _evaluate(run, out, data, 1, seed)

@@ -1,5 +1,6 @@
 """From a configuration to live objects: the one place that knows which implementation stands behind a protocol."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -49,6 +50,7 @@ from cellar_trainer.weights import (
     WeightPublisher,
 )
 
+VLLM_KEY_VARIABLE = "CELLAR_VLLM_KEY"
 PROBE_TOKENS = 64
 GRADERS = 2
 
@@ -70,7 +72,7 @@ async def weight_label(config: Config) -> str:
     """Which weights `open_rollouts` samples from: the server's own label, or "local". Raises `PolicyUnavailable`."""
     if config.policy.kind == "local":
         return "local"
-    control = VLLMControl(config.policy.url, api_key=_revealed(config.policy.api_key))
+    control = VLLMControl(config.policy.url, api_key=_vllm_key(config.policy))
     try:
         return await control.weight_label()
     except RouteMissing:  # then nobody can have published to it
@@ -176,9 +178,13 @@ def _vllm(options: PolicyOptions, *, unpublished: bool) -> VLLMPolicy:
         options.url,
         options.model,
         timeout_s=options.timeout_s,
-        api_key=_revealed(options.api_key),
+        api_key=_vllm_key(options),
         unpublished=unpublished,
     )
+
+
+def _vllm_key(options: PolicyOptions) -> str | None:
+    return _revealed(options.api_key) or os.environ.get(VLLM_KEY_VARIABLE) or None
 
 
 def _revealed(secret: SecretStr | None) -> str | None:
@@ -195,7 +201,7 @@ def _policy_and_publisher(
     served = _vllm(options, unpublished=False)
     publisher = ServedPublisher(
         served,
-        VLLMControl(options.url, api_key=_revealed(options.api_key), timeout_s=options.transfer_timeout_s),
+        VLLMControl(options.url, api_key=_vllm_key(options), timeout_s=options.transfer_timeout_s),
         _transfer(options, config.model.device),
         probe_ids=Random(0).choices(range(len(tokenizer)), k=PROBE_TOKENS),
         max_difference=options.max_difference,

@@ -12,10 +12,9 @@ from cellar_trainer.policy.vllm import VLLMControl
 from tests.scripted_vllm import ScriptedVLLM
 
 
-def config(kind: str) -> Config:
-    return parse_config(
-        {"output": "o", "model": {"path": "m"}, "tasks": {"path": "t"}, "policy": {"kind": kind, "url": "http://vllm"}}
-    )
+def config(kind: str, **policy: str) -> Config:
+    policy |= {"kind": kind, "url": "http://vllm"}
+    return parse_config({"output": "o", "model": {"path": "m"}, "tasks": {"path": "t"}, "policy": policy})
 
 
 async def label(server: ScriptedVLLM, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -36,6 +35,21 @@ async def test_a_server_that_cannot_be_steered_has_its_first_weights(monkeypatch
 async def test_a_server_that_is_not_there_has_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PolicyUnavailable, match="/weight_info"):
         await label(ScriptedVLLM(weight_info=[httpx.ConnectError("away")]), monkeypatch)
+
+
+async def test_the_servers_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json={"weight_version": "7"})
+
+    monkeypatch.setattr(wiring, "VLLMControl", partial(VLLMControl, transport=httpx.MockTransport(answer)))
+    monkeypatch.setenv("CELLAR_VLLM_KEY", "of the environment")
+    await wiring.weight_label(config("vllm"))
+    await wiring.weight_label(config("vllm", api_key="of the file"))
+    keys = [request.headers["authorization"] for request in asked]
+    assert keys == ["Bearer of the environment", "Bearer of the file"]
 
 
 async def test_a_local_policy_has_the_label_local() -> None:

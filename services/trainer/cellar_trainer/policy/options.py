@@ -18,7 +18,8 @@ class PolicyOptions:
     model: str = "policy"
     """The name under which the server serves the model."""
     api_key: SecretStr | None = None
-    """What the server was given as `--api-key`; with our middleware (deploy/vllm) the routes for weights ask for it."""
+    """What the server was given as `--api-key`; with our middleware (deploy/vllm) the routes for weights ask for it.
+    `CELLAR_VLLM_KEY` when left out."""
     timeout_s: Seconds = 300.0
     """Longest wait for one completion."""
     transfer: Literal["file", "gloo", "nccl", "ipc"] = "file"
