@@ -83,12 +83,12 @@ serve: setup ## an executor alone, without containers, on http://127.0.0.1:8080;
 	.venv/bin/cellar-executor serve --data-dir runs/executor
 
 up: ## everything in containers: Redis, executor, vLLM on CPU, and the trainer, which trains the demo (docs/deploy.md)
-	@tools/compose env
+	@tools/compose secrets && tools/compose wheels
 	@tools/compose up --build --detach
 	@tools/compose greet
 
 up-gpu: ## the same with vLLM and the trainer on a GPU; CELLAR_MODEL names the model
-	@tools/compose env
+	@tools/compose secrets && tools/compose wheels
 	@COMPOSE_FILE=docker-compose.yml:docker-compose.gpu.yml tools/compose up --build --detach
 	@tools/compose greet
 

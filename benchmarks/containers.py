@@ -55,7 +55,7 @@ def main() -> None:
 @contextmanager
 def deployed(project: str, *services: str) -> Iterator[Deployment]:
     deployment = Deployment(project)
-    deployment.compose("build", timeout_s=3600)
+    deployment.build()
     try:
         start = time.monotonic()
         deployment.compose("up", "--detach", *services, timeout_s=900)

@@ -34,6 +34,10 @@ class Deployment:
     def api_key(self) -> str:
         return self.environment["CELLAR_API_KEY"]
 
+    def build(self) -> None:
+        self.compose("wheels")
+        self.compose("build", timeout_s=3600)
+
     def compose(self, *arguments: str, timeout_s: float = 300) -> str:
         """What it printed. Raises `CalledProcessError`, with both streams in its notes."""
         return self._ran([str(ROOT / "tools/compose"), *arguments], timeout_s)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("engine")
 def cellar(engine: None) -> Iterator[Deployment]:
     cellar = Deployment("cellar-test")
     cellar.environment["CELLAR_DEMO_CHANGES"] = f"train.steps={STEPS}"
-    cellar.compose("build", timeout_s=1800)
+    cellar.build()
     try:
         cellar.compose("up", "--detach", timeout_s=900)
         yield cellar
