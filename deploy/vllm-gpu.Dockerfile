@@ -8,7 +8,7 @@ COPY deploy/healthcheck.py /usr/local/bin/healthcheck
 COPY deploy/vllm/entrypoint deploy/vllm/*.py /opt/cellar-vllm/
 ENV HOME=/tmp \
     CELLAR_MODEL=/var/lib/cellar/models/demo/model \
-    CELLAR_VLLM_ARGS="--dtype auto"
+    CELLAR_VLLM_DEFAULTS="--dtype auto --gpu-memory-utilization 0.4"
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=5s --start-period=900s --retries=3 CMD ["healthcheck", "http://127.0.0.1:8000/health"]

@@ -9,21 +9,28 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = ROOT / "tools/compose"
 KEYS = ("CELLAR_API_KEY", "CELLAR_REDIS_PASSWORD", "CELLAR_VLLM_KEY")
+KEPT = ("CELLAR_BUILD_NETWORK", "CELLAR_APPARMOR", "CELLAR_SELINUX")
+"""What a host may need; all else is the defaults, whatever is in .env and around."""
 
 
 class Deployment:
     def __init__(self, project: str) -> None:
         self.project = project
         self.port = free_port()
+        self._folder = TemporaryDirectory()
+        self._env_file = Path(self._folder.name, "env")  # empty, in place of .env
+        self._env_file.touch()
         self.environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("CELLAR_") or name in KEPT},
             **{name: secrets.token_hex(32) for name in KEYS},
             "COMPOSE_PROJECT_NAME": project,
             "CELLAR_ADDRESS": f"127.0.0.1:{self.port}",
-            "CELLAR_BUILD_NETWORK": os.environ.get("CELLAR_BUILD_NETWORK", "host"),
         }
 
     @property
@@ -35,12 +42,18 @@ class Deployment:
         return self.environment["CELLAR_API_KEY"]
 
     def build(self) -> None:
-        self.compose("wheels")
+        self._ran([str(COMPOSE), "wheels"], 60)
         self.compose("build", timeout_s=3600)
 
     def compose(self, *arguments: str, timeout_s: float = 300) -> str:
         """What it printed. Raises `CalledProcessError`, with both streams in its notes."""
-        return self._ran([str(ROOT / "tools/compose"), *arguments], timeout_s)
+        return self._ran([str(COMPOSE), "--env-file", str(self._env_file), *arguments], timeout_s)
+
+    def facts(self, service: str) -> dict[str, Any]:
+        """What the engine knows of a service's one container."""
+        (facts,) = json.loads(self.docker("inspect", self.compose("ps", "--quiet", service).strip()))
+        found: dict[str, Any] = facts
+        return found
 
     def docker(self, *arguments: str, timeout_s: float = 60) -> str:
         return self._ran(["docker", *arguments], timeout_s)
@@ -93,7 +106,7 @@ def missing() -> str | None:
     """Why nothing can be deployed here; None if it can."""
     if shutil.which("docker") is None:
         return "docker is not installed"
-    for command, name in ((["docker", "info"], "a Docker engine"), ([ROOT / "tools/compose", "version"], "compose")):
+    for command, name in ((["docker", "info"], "a Docker engine"), ([COMPOSE, "version"], "compose")):
         ran = subprocess.run([*command], capture_output=True, text=True, check=False)
         if ran.returncode != 0:
             return f"{name} does not answer: {(ran.stderr or ran.stdout).strip()}"

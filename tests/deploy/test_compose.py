@@ -5,6 +5,7 @@ The tests are steps of one deployment, in their order. CELLAR_DEMO_STEPS shorten
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,6 @@ import httpx
 import pytest
 
 from cellar_client.errors import SessionLost
-from cellar_client.schemas import Cell
 from cellar_client.sync import Cellar, SyncSession
 from tests.deploy.deployment import Deployment
 
@@ -86,13 +86,23 @@ def test_and_reaches_those_that_it_needs(cellar: Deployment, source: str, target
     assert cellar.python(source, CONNECT, target, str(port)) == "connected"
 
 
-@pytest.mark.parametrize("service", ["executor", "redis", "vllm", "trainer"])
-def test_nothing_but_the_gateway_has_a_way_out_or_a_published_port(cellar: Deployment, service: str) -> None:
-    container = cellar.compose("ps", "--quiet", service).strip()
-    (facts,) = json.loads(cellar.docker("inspect", container))
-    assert not any(facts["NetworkSettings"]["Ports"].values())
-    gateways = [network["Gateway"] for network in facts["NetworkSettings"]["Networks"].values()]
-    assert gateways == [""] * len(gateways)
+@pytest.mark.parametrize(("source", "target"), [("executor", "vllm"), ("trainer", "redis"), ("vllm", "executor")])
+def test_nor_does_it_help_to_know_the_address(cellar: Deployment, source: str, target: str) -> None:
+    port = {"vllm": "8000", "redis": "6379", "executor": "8080"}[target]
+    for network in cellar.facts(target)["NetworkSettings"]["Networks"].values():
+        assert cellar.python(source, CONNECT, network["IPAddress"], port) in ("OSError", "TimeoutError")
+
+
+def test_nothing_but_the_gateway_is_published_and_the_networks_have_no_way_out(cellar: Deployment) -> None:
+    for service in ("redis", "executor", "vllm", "trainer"):
+        assert not any(cellar.facts(service)["NetworkSettings"]["Ports"].values())
+    for name in ("api", "store", "model"):
+        (network,) = json.loads(cellar.docker("network", "inspect", f"{cellar.project}_{name}"))
+        assert network["Internal"]
+        bridge = subprocess.run(
+            ["ip", "-4", "address", "show", f"br-{network['Id'][:12]}"], capture_output=True, text=True, check=True
+        )
+        assert "inet" not in bridge.stdout, "this host has an address there"
 
 
 CONTROL = """
@@ -114,24 +124,29 @@ def test_the_model_server_is_steered_by_nobody_without_its_key(cellar: Deploymen
 
 def test_training_goes_on_after_the_executor_was_killed_and_nothing_ran_twice(cellar: Deployment) -> None:
     wait_for_steps(cellar, 1)
-    with Cellar(cellar.url, api_key=cellar.api_key) as client, ThreadPoolExecutor(SESSIONS) as threads:
-        sessions = [client.attach(client.create_session().session_id) for _ in range(SESSIONS)]
-        for session in sessions:
-            session.run("x = 1")
-            session.queue("y = 2")
-        outcomes = [threads.submit(outcome_of_a_long_run, session) for session in sessions]
+    with Cellar(cellar.url, api_key=cellar.api_key) as client, ThreadPoolExecutor(2 * SESSIONS) as threads:
+        lasting = [client.attach(client.create_session(recovery="replay").session_id) for _ in range(SESSIONS)]
+        others = [client.attach(client.create_session().session_id) for _ in range(SESSIONS)]
+        for session in (*lasting, *others):
+            session.run("count = 0")
+            session.queue("count += 1")
+        outcomes = [threads.submit(outcome_of_a_long_run, session) for session in (*lasting, *others)]
         time.sleep(2)
+        wait_for_rollouts(client, besides=2 * SESSIONS)
         cellar.compose("kill", "--signal", "KILL", "executor")
         assert cellar.containers()["executor"] == "exited 137"
         time.sleep(5)
-        assert cellar.containers()["trainer"] != "exited 1"
-        cellar.compose("up", "--detach", "--no-build", "--no-recreate", "executor")
-        assert [outcome.result(timeout=120) for outcome in outcomes] == ["lost"] * SESSIONS
-        assert [statuses(session) for session in sessions] == [["ok", "ok", "lost"]] * SESSIONS
+        assert cellar.containers()["trainer"] in ("healthy", "unhealthy")
+        cellar.compose("up", "--detach", "--no-build", "executor")
+        assert [outcome.result(timeout=120) for outcome in outcomes] == ["lost"] * 2 * SESSIONS
+        for session in (*lasting, *others):
+            assert [cell.status for cell in session.cells()][:3] == ["ok", "ok", "lost"]
+        assert [session.run("count").result for session in lasting] == ["1"] * SESSIONS
     cellar.becomes("trainer", "exited 0", within_s=STEPS * TRAINING_S + 300)
     steps = metrics(cellar)
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
     assert [step["trajectories"] for step in steps] == [TRAJECTORIES] * STEPS
+    assert sum(step["dropped/rollouts_executor"] for step in steps) > 0
     if STEPS >= FULL_TRAINING:
         assert sum(step["reward_mean"] for step in steps[-3:]) / 3 >= 0.8
 
@@ -166,9 +181,12 @@ def outcome_of_a_long_run(session: SyncSession) -> str:
         return "lost"
 
 
-def statuses(session: SyncSession) -> list[str]:
-    cells: list[Cell] = session.cells()
-    return [cell.status for cell in cells]
+def wait_for_rollouts(client: Cellar, besides: int) -> None:
+    """Until the trainer has sessions too."""
+    deadline = time.monotonic() + TRAINING_S
+    while len(list(client.sessions())) <= besides:
+        assert time.monotonic() < deadline, "the trainer opened no session"
+        time.sleep(0.05)
 
 
 def wait_for_steps(cellar: Deployment, count: int) -> None:

@@ -32,8 +32,8 @@ ENVIRONMENT = "{'HOME', 'PATH', 'LANG', 'LC_CTYPE', 'MKL_NUM_THREADS', 'OMP_NUM_
 class Attack:
     name: str
     code: str
-    result: str | None = None
-    """What the cell must evaluate to; None for nothing or for what does not matter."""
+    results: tuple[str, ...] = ()
+    """What the cell may evaluate to; empty for what does not matter."""
     statuses: tuple[str, ...] = ("ok",)
     error: str | None = None
     """Type of the exception that must come out."""
@@ -45,7 +45,7 @@ class Attack:
 
 def refused(name: str, code: str, *codes: str) -> Attack:
     """An attempt that must fail with one of these errors and do no other harm."""
-    return Attack(name, f"{code} in {codes or ('EPERM',)!r}", result="True")
+    return Attack(name, code, results=tuple(map(repr, codes or ("EPERM",))))
 
 
 def raises(name: str, code: str, error: str) -> Attack:
@@ -69,20 +69,23 @@ FILES = [
     refused("list-root-home", "attempt(os.listdir, '/root/.ssh')", "ENOENT", "EACCES"),
     refused("list-proc", "attempt(os.listdir, '/proc/1')", "ENOENT"),
     refused("list-sys", "attempt(os.listdir, '/sys/fs')", "ENOENT"),
-    Attack("environment", f"set(os.environ) - {ENVIRONMENT}", result="set()"),
-    Attack("inherited-fds", "[fd for fd in range(4, 256) if attempt(os.fstat, fd) == 'DONE']", result="[]"),
+    Attack("environment", f"set(os.environ) - {ENVIRONMENT}", results=("set()",)),
+    Attack("inherited-fds", "[fd for fd in range(4, 256) if attempt(os.fstat, fd) == 'DONE']", results=("[]",)),
     refused("docker-socket", "attempt(open, '/var/run/docker.sock')", "ENOENT"),
     refused("open-descriptors-by-path", "attempt(os.listdir, '/dev/fd')", "ENOENT"),
     refused("notice-who-opens-files", NOTIFY, "EPERM"),
     refused("lease-on-a-shared-file", "attempt(fcntl.fcntl, os.open(os.__file__, 0), fcntl.F_SETLEASE, 0)", "EPERM"),
     refused("block-devices", "attempt(os.listdir, '/dev/disk')", "ENOENT"),
     refused("climb-out-of-the-root", "attempt(open, '../' * 40 + {secret!r}.lstrip('/'))", "ENOENT"),
-    Attack("link-to-the-host", LINK_TO_HOST, result="'ENOENT'"),
+    Attack("link-to-the-host", LINK_TO_HOST, results=("'ENOENT'",)),
     refused("temporary-folder-of-the-host", "attempt(os.listdir, {secret_folder!r})", "ENOENT"),
-    Attack("users-of-the-host", "open('/etc/passwd').read().count(chr(10))", result="1"),
+    Attack("users-of-the-host", "open('/etc/passwd').read().count(chr(10))", results=("1",)),
 ]
+OF_THE_HOST = "(os.__file__, '/usr/lib', '/cellar/kernel_main.py', '/bin/sh')"
 READ_ONLY = ("EROFS", "EACCES", "EXDEV", "EBUSY")
 WRITES = [
+    # Whoever owns the host's files could write to them where they are not mounted read-only.
+    Attack("mounts", f"[p for p in {OF_THE_HOST} if not os.statvfs(p).f_flag & os.ST_RDONLY]", results=("[]",)),
     refused("write-standard-library", "attempt(open, os.__file__, 'a')", "EROFS", "EACCES"),
     refused("write-kernel", "attempt(open, '/cellar/kernel_main.py', 'a')", "EROFS", "EACCES"),
     refused("write-root", "attempt(open, '/x', 'w')", "EROFS"),
@@ -141,20 +144,20 @@ PROCESSES = [
     raises("fork-bomb-of-sleepers", SLEEPERS, "BlockingIOError"),
     raises("thread-bomb", THREADS, "RuntimeError"),
     refused("kill-everyone", "attempt(os.kill, -1, signal.SIGKILL)", "ESRCH"),
-    Attack("kill-every-pid", "[p for p in range(2, 40000) if attempt(os.kill, p, 0) != 'ESRCH']", result="[]"),
+    Attack("kill-every-pid", "[p for p in range(2, 40000) if attempt(os.kill, p, 0) != 'ESRCH']", results=("[]",)),
     Attack("kill-parent", "os.kill(os.getppid(), signal.SIGKILL)", statuses=("ok", "killed"), survives=None),
     Attack("kill-self", "os.kill(os.getpid(), signal.SIGTERM)", statuses=("ok", "killed"), survives=None),
-    Attack("stop-self", "os.kill(os.getpid(), signal.SIGSTOP); time.sleep(0.01); 1", result="1"),
+    Attack("stop-self", "os.kill(os.getpid(), signal.SIGSTOP); time.sleep(0.01); 1", results=("1",)),
     Attack("daemon", "if not os.fork():\n os.setsid()\n if not os.fork():\n  while True: time.sleep(1)"),
     raises(
         "raise-process-limit", "import resource; resource.setrlimit(resource.RLIMIT_NPROC, (9999, 9999))", "ValueError"
     ),
-    Attack("number-of-the-parent", "os.getppid() in (0, 1)", result="True"),
+    Attack("number-of-the-parent", "os.getppid() in (0, 1)", results=("True",)),
     refused("signal-a-foreign-group", "attempt(os.killpg, 2, signal.SIGKILL)", "ESRCH"),
     Attack(
         "signal-the-own-group",
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.kill(0, signal.SIGTERM); 1",
-        result="1",
+        results=("1",),
     ),
     refused("raise-priority", "attempt(os.nice, -10)", "EPERM", "EACCES"),
     refused("priority-of-others", "attempt(os.setpriority, os.PRIO_USER, 0, 19)", "EPERM", "EACCES", "ESRCH"),
@@ -194,7 +197,7 @@ MEMORY = [
         "import mmap\nl = []\nwhile True: l.append(mmap.mmap(-1, 1 << 24, mmap.MAP_PRIVATE))",
         "OSError",
     ),
-    Attack("locked-memory", "ctypes.CDLL(None).mlock(ctypes.create_string_buffer(1 << 20), 1 << 20)", result="-1"),
+    Attack("locked-memory", "ctypes.CDLL(None).mlock(ctypes.create_string_buffer(1 << 20), 1 << 20)", results=("-1",)),
     Attack("full-pipes", FULL_PIPES, statuses=("ok", "error", "oom"), survives=None),
 ]
 CPU = [
@@ -253,7 +256,7 @@ DISK = [
     refused("sparse-petabyte", "attempt(os.truncate, open('f', 'w').name, 1 << 50)", "EFBIG"),
     raises("all-fds", "l = []\nwhile True: l.append(os.dup(1))", "OSError"),
     raises("one-name-too-long", "open('x' * 300, 'w')", "OSError"),
-    Attack("links-in-a-circle", "os.symlink('b', 'a'); os.symlink('a', 'b'); attempt(open, 'a')", result="'ELOOP'"),
+    Attack("links-in-a-circle", "os.symlink('b', 'a'); os.symlink('a', 'b'); attempt(open, 'a')", results=("'ELOOP'",)),
     raises("many-links", "open('f', 'w').close()\nfor i in range(10**5): os.link('f', f'l{i}')", "OSError"),
     refused(
         "allocate-a-gigabyte",
@@ -280,10 +283,10 @@ OUTPUT = [
         "flood-by-a-thread",
         "def loud():\n while True: print('LATE')\nthreading.Thread(target=loud, daemon=True).start()",
     ),
-    Attack("bytes-of-all-kinds", "os.write(1, bytes(range(256)) * 4)", result="1024"),
+    Attack("bytes-of-all-kinds", "os.write(1, bytes(range(256)) * 4)", results=("1024",)),
     Attack("long-result", "'x' * 10**7"),
     raises("long-message", "raise ValueError('x' * 10**7)", "ValueError"),
-    Attack("surrogates", "print('\\ud800'); '\\ud800'", result="'\\ud800'"),
+    Attack("surrogates", "print('\\ud800'); '\\ud800'", results=("'\\ud800'",)),
     Attack("stdout-closed", "sys.stdout.close()"),
     Attack("stdout-descriptor-closed", "os.close(1); os.close(2)"),
     Attack("stdout-is-nothing", "sys.stdout = sys.stderr = None"),
@@ -313,7 +316,7 @@ CHANNEL = [
     dies("frame-of-2-gb", "forge(b'', size=2**31 - 1); time.sleep(9)"),
     dies("endless-frames", "while True: forge(b'x' * 10**6)"),
     dies("reply-with-a-guessed-nonce", GUESSED_REPLY),
-    Attack("reply-with-the-stolen-nonce", STOLEN_REPLY, result="1", survives=False),
+    Attack("reply-with-the-stolen-nonce", STOLEN_REPLY, results=("1",), survives=False),
     times_out("read-the-channel", "os.read(3, 1)"),
     dies(
         "channel-to-a-child",
@@ -355,7 +358,7 @@ INTERPRETER = [
     Attack(
         "endless-recursion",
         "sys.setrecursionlimit(10**9)\ndef f(): return [f()]\nf()",
-        statuses=("killed", "error", "oom"),
+        statuses=("killed", "error", "oom", "timeout"),
         survives=None,
         timeout_s=20,
     ),
@@ -364,7 +367,7 @@ INTERPRETER = [
     Attack("empty-sys-modules", "sys.modules.clear()", survives=None, statuses=("ok", "error", "killed")),
     Attack("at-exit", "import atexit\natexit.register(lambda: time.sleep(999))"),
     Attack("unfinished-destructor", "class D:\n def __del__(self): time.sleep(999)\nd = D()"),
-    Attack("equal-to-everything", "class Same:\n def __eq__(self, other): return True\nSame() == 1", result="True"),
+    Attack("equal-to-everything", "class Same:\n def __eq__(self, other): return True\nSame() == 1", results=("True",)),
     Attack("rewritten-kernel", REWRITTEN_KERNEL, survives=None, statuses=("ok", "error", "killed")),
     dies("close-everything", "os.closerange(0, 256)"),
     dies("damaged-small-numbers", "ctypes.memset(id(1), 0, 64); 1 + 1"),
@@ -432,7 +435,7 @@ INTERPRETER = [
         statuses=("ok", "error", "killed"),
         survives=None,
     ),
-    Attack("folder-removed", "import shutil; os.chdir('/'); attempt(shutil.rmtree, '/home/cell')", result=None),
+    Attack("folder-removed", "import shutil; os.chdir('/'); attempt(shutil.rmtree, '/home/cell')"),
     Attack("exceptions-that-chain-for-ever", "e = ValueError(); e.__cause__ = e; raise e", statuses=("error",)),
 ]
 FILTERED = {
@@ -515,7 +518,12 @@ SYSTEM_CALLS = [
     *(refused(name, f"syscall({number}, 0, 0, 0, 0, 0)") for name, number in FILTERED.items()),
     refused("clone-into-a-user-namespace", f"syscall(56, {CLONE_NEWUSER | 17}, 0, 0, 0, 0)"),
     refused("clone3", "syscall(435, 0, 0)", "ENOSYS"),
-    refused("x32", "syscall(0x40000000 + 39)", "EPERM", "ENOSYS"),
+    Attack(
+        "x32",
+        "assert syscall(0x40000000 + 39) in ('EPERM', 'ENOSYS')",
+        statuses=("ok", "killed"),  # a container's own filter kills for it
+        survives=None,
+    ),
     refused("dump-flag", "syscall(157, 4, 1, 0, 0, 0)"),
     refused("type-into-the-terminal", "attempt(fcntl.ioctl, 0, 0x5412, b'x')"),
     dies("system-call-of-another-architecture", I386_CALL),

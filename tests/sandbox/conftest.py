@@ -1,5 +1,6 @@
 """A supervisor with real jails of each tier, one after the other, and a sibling that no attack may reach."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import get_args
@@ -11,10 +12,12 @@ from cellar_client.schemas import Limits, Tier
 from cellar_executor.kernel import RuntimeConfig, SupervisorConfig
 from cellar_executor.kernels.jailed_kernel import JailedKernel
 from cellar_executor.kernels.supervisor import ProcessSupervisor, open_supervisor
+from cellar_executor.settings import find_binary, parse_runtimes
 from tests.sandbox.host import Traces
 
-ENVIRONMENT = Path(__file__).parents[2] / ".venv"
-PYTHON = ENVIRONMENT / "envs/runtime/bin/python"
+# Found as the server finds them, in an image too.
+PYTHON = parse_runtimes(os.environ.get("CELLAR_EXECUTOR_RUNTIME", "").split(), [])["python"].python
+NSJAIL = find_binary("nsjail")
 SECRET = "of the host"
 LIMITS = Limits(cell_timeout_s=5, memory_mb=128, processes=16, disk_mb=16, output_bytes=64 << 10)
 
@@ -33,7 +36,7 @@ def tier(request: pytest.FixtureRequest) -> Tier:
 def config(request: pytest.FixtureRequest, tier: Tier) -> SupervisorConfig:
     return SupervisorConfig(
         runtimes={"python": RuntimeConfig(PYTHON)},
-        nsjail=ENVIRONMENT / "bin/nsjail",
+        nsjail=NSJAIL,
         tier=tier,
         zygotes=1,
         ready_sessions=2,

@@ -1,6 +1,5 @@
 """Every attack, in each tier: what becomes of its session, of a sibling, of the host and of the service."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ async def test_attack_is_contained(
     outcome = await kernel.run_cell(on_this_host(attack.code, secret), timeout_s=attack.timeout_s)
 
     assert outcome.status in attack.statuses, outcome
-    assert attack.result is None or outcome.result == attack.result, outcome
+    assert not attack.results or outcome.result in attack.results, outcome
     assert attack.error is None or (outcome.error is not None and outcome.error.type == attack.error), outcome
     assert outcome.truncated or not attack.truncated
     assert max(len(outcome.stdout), len(outcome.stderr), len(outcome.result or "")) <= TEXT_LIMIT
@@ -62,8 +61,7 @@ def on_this_host(code: str, secret: Path) -> str:
 
 async def assert_session_is(kernel: JailedKernel, *, alive: bool | None) -> None:
     if alive is False:
-        await asyncio.sleep(0.02)
-        assert not kernel.alive
+        await becomes(lambda: kernel.alive, False)
     elif alive:
         after = await kernel.run_cell("mine", timeout_s=5)
         assert (after.status, after.result) == ("ok", "'kept'"), after

@@ -12,7 +12,7 @@ from cellar_executor.kernel import RuntimeConfig, SupervisorConfig
 from cellar_executor.kernels.hierarchy import TREE_PREFIX
 from cellar_executor.kernels.jailed_kernel import JailedKernel
 from cellar_executor.kernels.supervisor import ProcessSupervisor, open_supervisor
-from tests.sandbox.conftest import ENVIRONMENT, PYTHON
+from tests.sandbox.conftest import NSJAIL, PYTHON
 from tests.sandbox.host import at_rest, becomes, open_fds
 
 T = TypeVar("T")
@@ -49,9 +49,7 @@ class Held:
 
 
 async def test_a_thousand_sessions_live_apart_and_leave_nothing() -> None:
-    config = SupervisorConfig(
-        {"python": RuntimeConfig(PYTHON)}, ENVIRONMENT / "bin/nsjail", zygotes=2, ready_sessions=0
-    )
+    config = SupervisorConfig({"python": RuntimeConfig(PYTHON)}, NSJAIL, zygotes=2, ready_sessions=0)
     supervisor = await open_supervisor(config)
     try:
         # The heap of a server that has had no session yet grows once, by about as much as LEFT_MB.

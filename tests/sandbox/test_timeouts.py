@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from cellar_client.schemas import Tier
+from cellar_executor.settings import find_binary
 from tests.executor_process import ExecutorProcess
 
 STUBBORN = {
@@ -20,7 +21,11 @@ STUBBORN = {
 def http(tier: Tier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     flags = ("--isolation", tier, "--zygotes", "1", "--ready-sessions", "1")
     folder: Path = tmp_path_factory.mktemp(tier)
-    with ExecutorProcess(folder, *flags) as executor, httpx.Client(base_url=executor.url, timeout=60) as client:
+    command = (str(find_binary("cellar-executor")),)
+    with (
+        ExecutorProcess(folder, *flags, command=command) as executor,
+        httpx.Client(base_url=executor.url, timeout=60) as client,
+    ):
         yield client
 
 

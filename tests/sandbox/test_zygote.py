@@ -117,7 +117,8 @@ async def test_nothing_of_another_session_is_in_the_memory_of_the_next(superviso
     first = await start(supervisor, seed)
     await first.put_file("data", file.text.encode())
     await first.run_cell(f"held = {code.text!r}; open('data').read(); print({printed.text!r})", timeout_s=5)
-    second = await start(supervisor)
+    none_is_ready = LIMITS.model_copy(update={"disk_mb": LIMITS.disk_mb + 1})
+    second = await supervisor.start(limits=none_is_ready, runtime="python", seed=None)
     seen = ast.literal_eval((await second.run_cell(SCAN, timeout_s=60)).result or "")
     assert covered(seen, second.pid) > 0.99
     for marker in (code, file, printed):

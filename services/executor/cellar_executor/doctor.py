@@ -195,9 +195,10 @@ def check_namespaces(
 
 
 def _what_refuses(tried: Namespaces, sysctl: Path, status: Path, label: Path) -> tuple[str, str | None]:
-    """Filters of system calls say EPERM, AppArmor says EACCES."""
+    """Filters of system calls say EPERM; AppArmor says EACCES, or EPERM where it took a namespace's capabilities."""
     command, profile, contained = opening_command(sysctl), apparmor_profile(label), is_filtered(status)
-    if contained and profile is not None and tried.reason == os.strerror(errno.EACCES):
+    restricted = tried.reason == os.strerror(errno.EACCES) or (command is not None and "apparmor" in command)
+    if contained and profile is not None and restricted and not tried.filtered:
         return f"AppArmor ({profile})", APPARMOR_PROFILE
     if tried.filtered or (contained and command is None):
         return "a seccomp profile, as in a container", SECCOMP_PROFILE

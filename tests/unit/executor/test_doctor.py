@@ -103,6 +103,7 @@ def test_without_such_a_switch_a_containers_filter_is_what_closes_them(
         (replace(REFUSED, filtered=True), "2", "docker-default (enforce)", SECCOMP_PROFILE),
         (DENIED, "2", "docker-default (enforce)", doctor.APPARMOR_PROFILE),
         (DENIED, "2", "unconfined", doctor.APPARMOR_PROFILE),
+        (REFUSED, "2", "unconfined", doctor.APPARMOR_PROFILE),
         (DENIED, "0", "unconfined", UBUNTU),
         (DENIED, "2", "system_u:system_r:container_t:s0:c1,c2", UBUNTU),
         (DENIED, "2", None, UBUNTU),

@@ -98,5 +98,5 @@ def test_an_unknown_backend_is_refused() -> None:
 
 
 def test_the_containers_arguments_go_before_the_images(tmp_path: Path) -> None:
-    started = start(tmp_path, {**GIVEN, "CELLAR_VLLM_ARGS": "--dtype float32"}, "--dtype", "bfloat16")
+    started = start(tmp_path, {**GIVEN, "CELLAR_VLLM_DEFAULTS": "--dtype float32"}, "--dtype", "bfloat16")
     assert started.value("--dtype") == "bfloat16"

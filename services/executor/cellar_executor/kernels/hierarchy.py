@@ -1,5 +1,6 @@
 """Where a host has its control groups, and which part of them is this server's."""
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -12,6 +13,10 @@ CONTROLLERS = ("memory", "pids", "cpu")
 COUNTERS = ("cpuacct",)
 """Of version 1: a controller that only counts, used where it is there. Version 2 counts with the others."""
 TREE_PREFIX = "cellar-sessions-"
+LEAF = "cellar-server"
+"""Of version 2, which has processes in leaves only: where the server and what else was in its group are moved to."""
+MOVES = 10
+"""What forks while it is moved leaves a child behind: so often is looked again."""
 
 
 def v1_folders(mounts: str, own: str) -> Mapping[str, Path] | None:
@@ -31,6 +36,8 @@ def v2_folder(mounts: str, own: str) -> Mapping[str, Path] | None:
     for _, where, kind, *_ in map(str.split, mounts.splitlines()):
         if kind == "cgroup2" and ours is not None:
             folder = _visible(Path(where), ours)
+            if folder.name == LEAF:  # moved there by this server, or by an earlier one of the same shell
+                folder = folder.parent
             available = (folder / "cgroup.controllers").read_text().split()
             return dict.fromkeys(CONTROLLERS, folder) if set(CONTROLLERS) <= set(available) else None
     return None
@@ -58,13 +65,15 @@ def _visible(mount: Path, path: str) -> Path:
 
 
 def delegate(own: Path) -> None:
-    """Version 2 has processes in leaves only: those of our group move to one, before its children get controllers."""
+    """The processes of our group move to its leaf, before its children get controllers."""
     if set(CONTROLLERS) <= set((own / "cgroup.subtree_control").read_text().split()):
         return
-    leaf = own / "cellar-server"
+    leaf = own / LEAF
     leaf.mkdir(exist_ok=True)
-    for pid in (own / "cgroup.procs").read_text().split():
-        (leaf / "cgroup.procs").write_text(pid)
+    for _ in range(MOVES):
+        for pid in (own / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):  # ended since
+                (leaf / "cgroup.procs").write_text(pid)
     enable_controllers(own)
 
 

@@ -88,7 +88,8 @@ def remedy(sysctl: Path = SYSCTL) -> str:
     """The one thing to do, judged by the switches with which distributions close user namespaces."""
     command = opening_command(sysctl)
     if command is not None:
-        return f"User namespaces are switched off on this host: `{command}`"
+        instead = "; in a container, better: deploy/apparmor-executor" * ("apparmor" in command)
+        return f"User namespaces are switched off on this host: `{command}`{instead}"
     return (
         f"If it was not permitted to make namespaces, as in a container by default: `{SECCOMP_PROFILE}`; "
         "`cellar-executor doctor` says what refuses them"

@@ -3,6 +3,8 @@
 import os
 import re
 import tempfile
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 from cellar_executor.kernels.hierarchy import TREE_PREFIX
@@ -25,6 +27,7 @@ import glob, os, socket
 INSIDE = {
     "the network is reachable": "refused(socket.socket)",
     "/proc is visible": "not os.path.exists('/proc/self')",
+    "the host's /etc is visible": "{*os.listdir('/etc')} <= {'ld.so.cache', 'passwd'}",
     "the system's libraries are writable": "refused(lambda: open('/usr/lib/cellar', 'w'))",
     "the kernel's own code is writable": "all(refused(lambda: open(path, 'a')) for path in glob.glob('/cellar/*'))",
     "the kernel's own code can be replaced": "refused(lambda: open('/cellar/new.py', 'w'))",
@@ -52,18 +55,19 @@ async def probe_jail(kernel: JailedKernel, *, grouped: bool) -> str | None:
 
 def _probe_process(kernel: JailedKernel, grouped: bool) -> str | None:
     process = Path(f"/proc/{kernel.pid}")
-    for name in NAMESPACES:
-        if os.readlink(process / "ns" / name) == os.readlink(f"/proc/self/ns/{name}"):
-            return f"it shares a namespace with the host ({name})"
+    lines = (process / "status").read_text().splitlines()
+    status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    (parent,) = status["PPid"]  # nsjail, or the zygote
+    for name, (whose, pid) in product(NAMESPACES, {"the host": "self", "its parent": parent}.items()):
+        if os.readlink(process / "ns" / name) == os.readlink(f"/proc/{pid}/ns/{name}"):
+            return f"it shares a namespace with {whose} ({name})"
     groups = (process / "cgroup").read_text()
     if grouped and not IN_OWN_GROUP.search(groups):
         return "it is in no control group of its own"
-    return _probe_status(kernel)
+    return _probe_status(status)
 
 
-def _probe_status(kernel: JailedKernel) -> str | None:
-    lines = Path(f"/proc/{kernel.pid}/status").read_text().splitlines()
-    status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+def _probe_status(status: Mapping[str, list[str]]) -> str | None:
     if "0" in status["Uid"] + status["Gid"]:
         return "it runs as root on the host"
     return next((problem for problem, (name, value) in STATUS.items() if status[name] != [value]), None)
