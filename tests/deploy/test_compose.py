@@ -133,11 +133,12 @@ def test_training_goes_on_after_the_executor_was_killed_and_nothing_ran_twice(ce
         outcomes = [threads.submit(outcome_of_a_long_run, session) for session in (*lasting, *others)]
         time.sleep(2)
         wait_for_rollouts(client, besides=2 * SESSIONS)
+        first_start = cellar.facts("executor")["State"]["StartedAt"]
         cellar.compose("kill", "--signal", "KILL", "executor")
-        assert cellar.containers()["executor"] == "exited 137"
         time.sleep(5)
         assert cellar.containers()["trainer"] in ("healthy", "unhealthy")
-        cellar.compose("up", "--detach", "--no-build", "executor")
+        cellar.compose("up", "--detach", "--no-build", "executor")  # where the engine has not done so by itself
+        assert cellar.facts("executor")["State"]["StartedAt"] != first_start
         assert [outcome.result(timeout=120) for outcome in outcomes] == ["lost"] * 2 * SESSIONS
         for session in (*lasting, *others):
             assert [cell.status for cell in session.cells()][:3] == ["ok", "ok", "lost"]
@@ -158,8 +159,11 @@ def test_any_of_several_executors_answers_for_any_session(cellar: Deployment) ->
     with Cellar(cellar.url, api_key=cellar.api_key) as client:
         session = client.create_session().session_id
         client.attach(session).run("x = 6")
-    answers = [httpx.get(f"{cellar.url}/v1/info", headers=header).json()["instance"] for _ in range(30)]
-    assert len(set(answers)) == 3
+    found: set[str] = set()
+    deadline = time.monotonic() + 30
+    while len(found) < 3:  # the gateway asks for their addresses now and then
+        assert time.monotonic() < deadline, found
+        found.add(httpx.get(f"{cellar.url}/v1/info", headers=header).json()["instance"])
     for _ in range(6):
         with Cellar(cellar.url, api_key=cellar.api_key) as client:
             assert client.attach(session).run("x * 7").result == "42"
