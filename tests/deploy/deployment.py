@@ -9,11 +9,11 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "tools/compose"
+NO_SETTINGS = Path(__file__).with_name("nothing.env")
 KEYS = ("CELLAR_API_KEY", "CELLAR_REDIS_PASSWORD", "CELLAR_VLLM_KEY")
 KEPT = ("CELLAR_BUILD_NETWORK", "CELLAR_APPARMOR", "CELLAR_SELINUX")
 """What a host may need; all else is the defaults, whatever is in .env and around."""
@@ -23,9 +23,6 @@ class Deployment:
     def __init__(self, project: str) -> None:
         self.project = project
         self.port = free_port()
-        self._folder = TemporaryDirectory()
-        self._env_file = Path(self._folder.name, "env")  # empty, in place of .env
-        self._env_file.touch()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("CELLAR_") or name in KEPT},
             **{name: secrets.token_hex(32) for name in KEYS},
@@ -47,7 +44,7 @@ class Deployment:
 
     def compose(self, *arguments: str, timeout_s: float = 300) -> str:
         """What it printed. Raises `CalledProcessError`, with both streams in its notes."""
-        return self._ran([str(COMPOSE), "--env-file", str(self._env_file), *arguments], timeout_s)
+        return self._ran([str(COMPOSE), "--env-file", str(NO_SETTINGS), *arguments], timeout_s)
 
     def facts(self, service: str) -> dict[str, Any]:
         """What the engine knows of a service's one container."""
