@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from cellar_client.errors import SessionLost
+from cellar_client.retry import Retries
 from cellar_client.sync import Cellar, SyncSession
 from tests.deploy.deployment import Deployment
 
@@ -124,7 +125,8 @@ def test_the_model_server_is_steered_by_nobody_without_its_key(cellar: Deploymen
 
 def test_training_goes_on_after_the_executor_was_killed_and_nothing_ran_twice(cellar: Deployment) -> None:
     wait_for_steps(cellar, 1)
-    with Cellar(cellar.url, api_key=cellar.api_key) as client, ThreadPoolExecutor(2 * SESSIONS) as threads:
+    patient = Cellar(cellar.url, api_key=cellar.api_key, retries=Retries(attempts=100))
+    with patient as client, ThreadPoolExecutor(2 * SESSIONS) as threads:
         lasting = [client.attach(client.create_session(recovery="replay").session_id) for _ in range(SESSIONS)]
         others = [client.attach(client.create_session().session_id) for _ in range(SESSIONS)]
         for session in (*lasting, *others):
