@@ -32,10 +32,13 @@ UIDS = 65_536
 SPARE_NAMESPACES = 100
 STATUS = Path("/proc/self/status")
 BINARY_TIMEOUT_S = 10.0
+UNCONFINED = "unconfined"
+"""As AppArmor labels what no profile confines."""
 APPARMOR_PROFILE = (
     "sudo apparmor_parser -r deploy/apparmor-executor && docker run --security-opt apparmor=cellar-executor IMAGE"
 )
 DELEGATE = 'systemd-run --user --scope -p "Delegate=cpu memory pids" cellar-executor serve'
+DELEGATE_TO_ROOT = DELEGATE.replace(" --user", "")
 WRITABLE_CGROUPS = "docker run --security-opt writable-cgroups=true IMAGE"
 SETUP = "make setup"
 
@@ -198,7 +201,8 @@ def _what_refuses(tried: Namespaces, sysctl: Path, status: Path, label: Path) ->
     """Filters of system calls say EPERM; AppArmor says EACCES, or EPERM where it took a namespace's capabilities."""
     command, profile, contained = opening_command(sysctl), apparmor_profile(label), is_filtered(status)
     restricted = tried.reason == os.strerror(errno.EACCES) or (command is not None and "apparmor" in command)
-    if contained and profile is not None and restricted and not tried.filtered:
+    confined = profile is not None and (contained or profile != UNCONFINED)
+    if confined and restricted and not tried.filtered:
         return f"AppArmor ({profile})", APPARMOR_PROFILE
     if tried.filtered or (contained and command is None):
         return "a seccomp profile, as in a container", SECCOMP_PROFILE
@@ -218,7 +222,7 @@ def apparmor_profile(label: Path) -> str | None:
         text = label.read_text().strip()
     except OSError:  # no security module answers
         return None
-    return text if text == "unconfined" or text.endswith("(enforce)") else None
+    return text if text == UNCONFINED or text.endswith("(enforce)") else None
 
 
 async def check_cgroups() -> Finding:
@@ -235,14 +239,16 @@ def describe_cgroups(
     if version is not None:
         return Finding(name, "ok", f"{version}: memory, processes and CPU of each session")
     fallback = "rlimits bound each process, and a watchdog a session's memory"
-    kinds = {line.split()[2] for line in mounts.read_text().splitlines()}
+    kinds = {kind: options.split(",") for _, _, kind, options, *_ in map(str.split, mounts.read_text().splitlines())}
     if is_filtered(status):
         mend = WRITABLE_CGROUPS if "cgroup2" in kinds else None
         return Finding(name, "degraded", f"not writable in this container: {fallback}", mend)
     if (os.geteuid() if user is None else user) != 0:
         mend = DELEGATE if "cgroup2" in kinds else "sudo cellar-executor serve"
         return Finding(name, "degraded", f"none is delegated to this user: {fallback}", mend)
-    if kinds & {"cgroup", "cgroup2"}:
+    if "rw" in kinds.get("cgroup2", ()):
+        return Finding(name, "degraded", f"no controllers where this was started: {fallback}", DELEGATE_TO_ROOT)
+    if kinds.keys() & {"cgroup", "cgroup2"}:
         return Finding(name, "degraded", f"not writable here: {fallback}", WRITABLE_CGROUPS)
     return Finding(name, "degraded", f"not mounted: {fallback}", "mount -t cgroup2 cgroup2 /sys/fs/cgroup")
 

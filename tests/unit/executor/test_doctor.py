@@ -104,6 +104,7 @@ def test_without_such_a_switch_a_containers_filter_is_what_closes_them(
         (DENIED, "2", "docker-default (enforce)", doctor.APPARMOR_PROFILE),
         (DENIED, "2", "unconfined", doctor.APPARMOR_PROFILE),
         (REFUSED, "2", "unconfined", doctor.APPARMOR_PROFILE),
+        (DENIED, "0", "docker-default (enforce)", doctor.APPARMOR_PROFILE),
         (DENIED, "0", "unconfined", UBUNTU),
         (DENIED, "2", "system_u:system_r:container_t:s0:c1,c2", UBUNTU),
         (DENIED, "2", None, UBUNTU),
@@ -132,7 +133,8 @@ def test_a_masked_proc_costs_little_and_is_left_masked() -> None:
     [
         (1000, ["cgroup2"], "0", doctor.DELEGATE),
         (1000, ["cgroup"], "0", "sudo cellar-executor serve"),
-        (0, ["cgroup2"], "0", doctor.WRITABLE_CGROUPS),
+        (0, ["cgroup2"], "0", doctor.DELEGATE_TO_ROOT),
+        (0, ["cgroup2 ro"], "0", doctor.WRITABLE_CGROUPS),
         (0, [], "0", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
         (1000, ["cgroup2"], "2", doctor.WRITABLE_CGROUPS),
         (1000, ["cgroup"], "2", None),

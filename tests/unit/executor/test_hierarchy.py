@@ -1,9 +1,22 @@
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from cellar_executor.kernels.hierarchy import TREE_PREFIX, delegate, lock, sweep, v1_folders, v2_folder
+from cellar_executor.kernels import hierarchy
+from cellar_executor.kernels.hierarchy import (
+    CONTROLLERS,
+    LEAF,
+    TREE_PREFIX,
+    delegate,
+    enable_controllers,
+    lock,
+    move_processes,
+    sweep,
+    v1_folders,
+    v2_folder,
+)
 
 
 def test_version_1_folders_are_this_process_own(tmp_path: Path) -> None:
@@ -39,12 +52,54 @@ def test_version_2_is_used_only_with_its_controllers(tmp_path: Path, available: 
     assert (found is not None) == usable
 
 
-def test_version_2_moves_our_processes_to_a_leaf_before_it_enables_controllers(tmp_path: Path) -> None:
-    (tmp_path / "cgroup.subtree_control").write_text("")
+def test_version_2_finds_its_group_again_from_the_leaf_that_it_was_moved_to(tmp_path: Path) -> None:
+    (tmp_path / "own" / LEAF).mkdir(parents=True)
+    (tmp_path / "own/cgroup.controllers").write_text("cpu memory pids")
+    mounts = f"cgroup2 {tmp_path} cgroup2 rw 0 0\n"
+    before, after = v2_folder(mounts, "0::/own\n"), v2_folder(mounts, f"0::/own/{LEAF}\n")
+    assert before == after == dict.fromkeys(CONTROLLERS, tmp_path / "own")
+
+
+def test_version_2_moves_our_processes_to_a_leaf_before_it_enables_controllers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "cgroup.procs").write_text("41\n42\n")
+    (tmp_path / "cgroup.subtree_control").write_text("")
+    refusals = iter([OSError(errno.EBUSY, "has processes")])
+
+    def enable(folder: Path) -> None:
+        for refusal in refusals:
+            raise refusal
+        enable_controllers(folder)
+
+    monkeypatch.setattr(hierarchy, "enable_controllers", enable)
     delegate(tmp_path)
-    assert (tmp_path / "cellar-server/cgroup.procs").read_text() == "42"
+    assert (tmp_path / LEAF / "cgroup.procs").read_text() == "42"
     assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
+
+
+def test_in_the_root_of_all_groups_nothing_is_moved(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").write_text("1\n2\n")
+    (tmp_path / "cgroup.subtree_control").write_text("")
+    delegate(tmp_path)
+    assert not (tmp_path / LEAF).exists()
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
+
+
+def test_processes_that_end_or_start_while_ours_are_moved_are_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, moved = iter(["41\n42\n", "43\n"]), []
+
+    def write(_: Path, pid: str) -> None:
+        if pid == "41":
+            raise ProcessLookupError
+        moved.append(pid)
+
+    monkeypatch.setattr(Path, "read_text", lambda _: next(running, ""))
+    monkeypatch.setattr(Path, "write_text", write)
+    move_processes(tmp_path, tmp_path / LEAF)
+    assert moved == ["42", "43"]
 
 
 def test_a_sweep_removes_what_dead_servers_left_and_nothing_of_the_living(tmp_path: Path) -> None:

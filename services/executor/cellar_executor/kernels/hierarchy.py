@@ -1,6 +1,7 @@
 """Where a host has its control groups, and which part of them is this server's."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -65,16 +66,24 @@ def _visible(mount: Path, path: str) -> Path:
 
 
 def delegate(own: Path) -> None:
-    """The processes of our group move to its leaf, before its children get controllers."""
+    """Give the children of our group controllers. Its processes move to a leaf where the kernel asks for that."""
     if set(CONTROLLERS) <= set((own / "cgroup.subtree_control").read_text().split()):
         return
-    leaf = own / LEAF
+    try:
+        enable_controllers(own)  # in the root of all groups, which may have processes too
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        move_processes(own, own / LEAF)
+        enable_controllers(own)
+
+
+def move_processes(group: Path, leaf: Path) -> None:
     leaf.mkdir(exist_ok=True)
     for _ in range(MOVES):
-        for pid in (own / "cgroup.procs").read_text().split():
+        for pid in (group / "cgroup.procs").read_text().split():
             with contextlib.suppress(ProcessLookupError):  # ended since
                 (leaf / "cgroup.procs").write_text(pid)
-    enable_controllers(own)
 
 
 def enable_controllers(folder: Path) -> None:
