@@ -148,7 +148,7 @@ def test_training_goes_on_after_the_executor_was_killed_and_nothing_ran_twice(ce
     steps = metrics(cellar)
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
     complete = [step["trajectories"] == TRAJECTORIES for step in steps]
-    assert complete == [step["dropped/rollouts_executor"] == 0 for step in steps], "what was lost is counted, at its step"
+    assert complete == [step["dropped/rollouts_executor"] == 0 for step in steps], "what was lost is counted"
     assert not all(complete)
     if STEPS >= FULL_TRAINING:
         assert sum(step["reward_mean"] for step in steps[-3:]) / 3 >= 0.8
