@@ -8,12 +8,14 @@ each round. Image sizes are also given above the base image, which images share 
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from benchmarks.executor import cells, sessions
 from benchmarks.executor.cellar import CellarSide
@@ -43,10 +45,22 @@ def main() -> None:
     with deployed("cellar-bench", *SERVICES) as some:
         print_images(some)
         side_by_side(some, arguments.rounds)
-    since_s = time.time()
-    with deployed("cellar-bench") as all_of_it:
+    with events("cellar-bench") as told, deployed("cellar-bench") as all_of_it:
         all_of_it.becomes("trainer", "healthy", within_s=300)
-        print_times_to_healthy(all_of_it, since_s)
+        told.seek(0)
+        print_times_to_healthy(told)
+
+
+@contextmanager
+def events(project: str) -> Iterator[TextIO]:
+    """Of its containers, a JSON object on each line, as they come: the engine remembers only the last ones."""
+    label = f"label=com.docker.compose.project={project}"
+    listing = ["docker", "events", "--format", "{{json .}}", "--filter", "type=container", "--filter", label]
+    with tempfile.TemporaryFile("w+") as told, subprocess.Popen(listing, stdout=told) as listening:
+        try:
+            yield told
+        finally:
+            listening.terminate()
 
 
 @contextmanager
@@ -88,13 +102,11 @@ def side_by_side(deployment: Deployment, rounds: int) -> None:
     print(table(results, "container"), flush=True)
 
 
-def print_times_to_healthy(deployment: Deployment, since_s: float) -> None:
-    """By the engine's own events, from a container's start to its first good health check."""
+def print_times_to_healthy(told: Iterable[str]) -> None:
+    """From a container's start to its first good health check."""
     print("\n| service | s from its start to healthy |\n|---|---|")
-    listing = ["events", "--since", f"{since_s:.0f}", "--until", f"{time.time():.0f}", "--format", "{{json .}}"]
-    label = f"label=com.docker.compose.project={deployment.project}"
     started: dict[str, int] = {}
-    for line in deployment.docker(*listing, "--filter", "type=container", "--filter", label).splitlines():
+    for line in told:
         event = json.loads(line)
         service, action = event["Actor"]["Attributes"]["com.docker.compose.service"], event["Action"]
         if action == "start":
