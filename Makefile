@@ -35,7 +35,7 @@ setup-browser: setup # for tests/browser; where it cannot be had they are skippe
 demo: setup-vllm ## train a tiny model to defer its cells, with everything real; SEED=1; DATA=problems.parquet also grades real problems
 	@$(TPY) -m demo $(if $(SEED),--seed $(SEED)) $(if $(DATA),--data '$(DATA)')
 
-test: setup-vllm setup-browser lint test-executor test-trainer ## all checks and tests (about a quarter of an hour)
+test: setup-vllm setup-browser lint test-executor test-trainer ## all checks and tests (some 14 minutes on two cores)
 
 test-executor: ## client and executor: real server, real Redis, real nsjail
 	$(PY) -m pytest $(SIDE_BY_SIDE) $(EXECUTOR_TESTS) $(addprefix --ignore=,$(ALONE))
